@@ -1,0 +1,2 @@
+import MartletCatalog
+@main struct Martlet { static func main() { print(Engine.torchVersion) } }
