@@ -3,9 +3,10 @@
 // Bound by FLOPs from some 16 tokens on, by the bytes of W below. Measured on 2 Zen 5 cores (peak 470 GFLOP/s):
 // see the figures at each product.
 
-#include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
+
+#include "Linear.h"
 
 #include "Fallback.h"
 #include "Parallel.h"
@@ -18,9 +19,6 @@ namespace {
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-// Up to here reading W row by row for dot products beats packing it.
-constexpr int64_t kFewTokens = 8;
 
 MARTLET_VECTOR void addBias(float* rows, int64_t count, int64_t stride, int64_t columns, const float* bias) {
   for (int64_t r = 0; r < count; ++r) {
@@ -70,7 +68,9 @@ std::vector<int64_t> withLast(at::IntArrayRef sizes, int64_t last) {
   return result;
 }
 
-Tensor forward(const Tensor& x_, const Tensor& weight_, const Tensor& bias_) {
+}  // namespace
+
+at::Tensor linearForward(const Tensor& x_, const Tensor& weight_, const Tensor& bias_) {
   checkShapes(x_, weight_, bias_);
   const Tensor x = x_.contiguous(), weight = weight_.contiguous(), bias = bias_.defined() ? bias_.contiguous() : bias_;
   const int64_t in = weight.size(1), out = weight.size(0), tokens = c10::multiply_integers(x.sizes().slice(0, x.dim() - 1));
@@ -90,7 +90,7 @@ Tensor forward(const Tensor& x_, const Tensor& weight_, const Tensor& bias_) {
   return y;
 }
 
-Tensor inputGradient(const Tensor& dy, const Tensor& weight_) {
+at::Tensor linearInputGradient(const Tensor& dy, const Tensor& weight_) {
   const Tensor weight = weight_.contiguous();
   const int64_t in = weight.size(1), out = weight.size(0), tokens = c10::multiply_integers(dy.sizes().slice(0, dy.dim() - 1));
   Tensor dx = at::empty(withLast(dy.sizes(), in), dy.options());
@@ -106,12 +106,14 @@ Tensor inputGradient(const Tensor& dy, const Tensor& weight_) {
   return dx;
 }
 
+namespace {
+
 struct Linear : torch::autograd::Function<Linear> {
   static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias_) {
     const Tensor bias = bias_.value_or(Tensor());
     at::AutoDispatchBelowADInplaceOrView below;
     context->save_for_backward({x, weight, bias});
-    return martlet::forward(x, weight, bias);
+    return linearForward(x, weight, bias);
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
@@ -124,7 +126,7 @@ struct Linear : torch::autograd::Function<Linear> {
       });
     const Tensor dy = gradients[0].contiguous();
     variable_list result(3);
-    if (context->needs_input_grad(0)) result[0] = inputGradient(dy, weight);
+    if (context->needs_input_grad(0)) result[0] = linearInputGradient(dy, weight);
     const bool wantsBias = bias.defined() && context->needs_input_grad(2);
     if (wantsBias) result[2] = at::empty(bias.sizes(), dy.options());
     if (context->needs_input_grad(1)) {
@@ -144,7 +146,7 @@ Tensor reference(const Tensor& x, const Tensor& weight, const std::optional<Tens
 
 Tensor linearCpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias_) {
   const Tensor bias = bias_.value_or(Tensor());
-  return areFusable({x, weight, bias}) ? forward(x, weight, bias) : at::linear(x, weight, bias);
+  return areFusable({x, weight, bias}) ? linearForward(x, weight, bias) : at::linear(x, weight, bias);
 }
 
 Tensor linearAutograd(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias_) {
@@ -152,7 +154,7 @@ Tensor linearAutograd(const Tensor& x, const Tensor& weight, const std::optional
   if (!areFusable({x, weight, bias})) return at::linear(x, weight, bias);
   if (needsGradient({x, weight, bias})) return Linear::apply(x, weight, bias_);
   at::AutoDispatchBelowADInplaceOrView below;
-  return forward(x, weight, bias);
+  return linearForward(x, weight, bias);
 }
 
 TORCH_LIBRARY_FRAGMENT(martlet, library) { library.def("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor"); }
