@@ -11,12 +11,13 @@ public final class LAMB: GroupedOptimizer {
     public var beta2 = 0.999
     public var epsilon = 1e-6
     public var weightDecay = 0.01
-    public var minimumNorm = 0.0
-    public var maximumNorm = Double.greatestFiniteMagnitude
+    /// φ's bounds; `nil`: none, φ(z) = z.
+    public var minimumNorm: Double?
+    public var maximumNorm: Double?
 
     public init(
-      beta1: Double = 0.9, beta2: Double = 0.999, epsilon: Double = 1e-6, weightDecay: Double = 0.01, minimumNorm: Double = 0,
-      maximumNorm: Double = .greatestFiniteMagnitude
+      beta1: Double = 0.9, beta2: Double = 0.999, epsilon: Double = 1e-6, weightDecay: Double = 0.01, minimumNorm: Double? = nil,
+      maximumNorm: Double? = nil
     ) {
       self.beta1 = beta1
       self.beta2 = beta2
@@ -57,7 +58,10 @@ public final class LAMB: GroupedOptimizer {
     ForEach.divide(updates, by: 1 - power(beta1, bundle.step))
     if decay != 0 { ForEach.add(updates, bundle.parameters, scale: decay) }
     // The ratios stay tensors: reading them would stop a GPU at every step.
-    let norms = stacked(ForEach.norms(bundle.parameters)).clamped(min: options.minimumNorm, max: options.maximumNorm)
+    var norms = stacked(ForEach.norms(bundle.parameters))
+    if options.minimumNorm != nil || options.maximumNorm != nil {
+      norms = norms.clamped(min: options.minimumNorm, max: options.maximumNorm)
+    }
     let lengths = stacked(ForEach.norms(updates))
     let ratios = select((norms .> 0) .& (lengths .> 0), norms / lengths, Tensor.ones(like: norms))
     ForEach.multiply(updates, by: updates.indices.map { ratios[$0] })
