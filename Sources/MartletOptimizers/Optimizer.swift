@@ -92,6 +92,7 @@ open class GroupedOptimizer: Optimizer {
   /// Parameters of one group, dtype and device that have had the same number of updates, at most about
   /// `bundleElements` elements, so that what a rule computes on the way stays small.
   public struct Bundle {
+    public let names: [String]
     public let parameters: [Tensor]
     public let gradients: [Tensor]
     fileprivate let states: [[String: Tensor]]
@@ -207,7 +208,7 @@ open class GroupedOptimizer: Optimizer {
     if gradientScale != 1 && !scalesGradients { gradients = ForEach.scaled(gradients, gradientScale) }
     update(
       Bundle(
-        parameters: bundle.map(\.slot.parameter), gradients: gradients, states: bundle.map(\.slot.state),
+        names: bundle.map(\.slot.name), parameters: bundle.map(\.slot.parameter), gradients: gradients, states: bundle.map(\.slot.state),
         step: bundle[0].slot.steps, learningRate: rate, gradientScale: scalesGradients ? gradientScale : 1, group: group))
   }
 

@@ -97,6 +97,7 @@ import Testing
     #expect(message(ScheduleConfiguration.self, #"{"name": "cosine", "total": "many"}"#).contains("“total” must be of type Int"))
     #expect(message(ScheduleConfiguration.self, #"{"total": 9}"#).contains("needs a “name”"))
     #expect(message(ScheduleConfiguration.self, #"{"name": "wsd", "decay": 2, "total": 9, "shape": "round"}"#).contains("shape"))
+    #expect(message(ScheduleConfiguration.self, #"{"name": "wsd", "decay": 2, "total": 9, "shape": "sqrt"}"#) == "accepted")
     #expect(message(OptimizerConfiguration.self, #"{"name": "adamx"}"#).contains("there are sgd, adam, adamw"))
     #expect(message(OptimizerConfiguration.self, #"{"name": "adamw", "momentum": 1}"#).contains("no option “momentum”"))
     let snake = try JSONDecoder().decode(

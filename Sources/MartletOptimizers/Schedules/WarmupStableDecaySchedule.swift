@@ -6,7 +6,10 @@ public struct WarmupStableDecaySchedule: LearningRateSchedule {
   public static let defaults = WarmupStableDecaySchedule(decay: 0, total: 0)
   public static let required: Set<String> = ["decay", "total"]
 
-  public enum Shape: String, Codable, Sendable { case linear, root }
+  public enum Shape: String, Codable, Sendable {
+    case linear
+    case root = "sqrt"
+  }
 
   public var warmup: Int
   /// Updates, not a fraction.
