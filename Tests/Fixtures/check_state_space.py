@@ -148,6 +148,52 @@ def check_convolutions():
             failures.append(f"causal impulse at {length}: {leak:.2e} leaks")
 
 
+def check_vandermonde():
+    ours = torch.ops.martlet.vandermonde_kernel
+    cases = [(1, 1, 1), (3, 5, 17), (2, 32, 255), (4, 32, 1024), (3, 7, 1000), (5, 4, 4097), (2, 32, 16384), (2, 16, 65536), (1, 3, 65001)]
+    for channels, states, length in cases:
+        for sets in (None, 2):
+            c = torch.randn(*([] if sets is None else [sets]), channels, states, dtype=torch.complex64)
+            label = f"vandermonde D={channels} N={states} L={length} sets={sets}"
+            # S4D-Lin, and slow decay with large phases, where single-precision exponents would lose everything.
+            slow = torch.complex(-torch.rand(channels, states) * 4 / length, torch.randn(channels, states) * 3)
+            for name, a in (("lin", transitions(channels, states)), ("slow", slow)):
+                upstream = torch.randn(*c.shape[:-1], length)
+                check(f"{label} {name}", lambda c, a: ours(c, a, length), lambda c, a: vandermonde(c, a, length),
+                      ["coefficient", "transition"], [c, a], upstream)
+    # Lazily conjugated and transposed arguments.
+    c, a = torch.randn(4, 3, dtype=torch.complex64), transitions(3, 4)
+    check("vandermonde views", lambda c, a: ours(c.T.conj(), a, 100), lambda c, a: vandermonde(c.T.conj(), a, 100),
+          ["coefficient", "transition"], [c, a], torch.ones(1, 1).expand(3, 100))
+    for shape in ((0, 3), (3, 0)):
+        empty = torch.zeros(shape, dtype=torch.complex64)
+        compare("vandermonde empty", "forward", ours(empty, empty, 5), torch.zeros(shape[0], 5))
+    assert ours(c.T, a, 0).shape == (3, 0)
+
+
+def check_cauchy():
+    ours = torch.ops.martlet.cauchy_kernel
+    for count, channels, states, length in [(4, 3, 32, 1024), (4, 2, 5, 33), (1, 2, 3, 1), (6, 2, 32, 5000), (4, 2, 32, 16384), (3, 1, 8, 2048)]:
+        g, h = dplr_nodes(length, length // 2 + 1)
+        v, p = torch.randn(count, channels, states, dtype=torch.complex64), transitions(channels, states)
+        wide_g, wide_h = g.to(torch.complex128), h.to(torch.complex128)
+        upstream = torch.randn(count, channels, len(g), dtype=torch.complex64)
+        check(f"cauchy M={count} D={channels} N={states} L={length}", lambda v, p: ours(v, p, g, h),
+              lambda v, p: cauchy(v, p, wide_g, wide_h), ["numerators", "poles"], [v, p], upstream)
+
+
+def check_step():
+    for batch, channels, states in [(1, 1, 1), (2, 3, 5), (4, 64, 32)]:
+        a = transitions(channels, states)
+        c, b = (torch.randn(channels, states, dtype=torch.complex64) for _ in range(2))
+        skip, length = torch.randn(channels), 40
+        u = torch.randn(batch, channels, length)
+        state = torch.zeros(batch, channels, states, dtype=torch.complex64)
+        y = torch.stack([torch.ops.martlet.diagonal_ssm_step(u[..., t], c, b, a.exp(), skip, state) for t in range(length)], -1)
+        kernel = vandermonde(widened(c) * widened(b), widened(a), length)
+        compare(f"step B={batch} D={channels} N={states}", "sequence", y, causal(u.double(), kernel, skip.double()))
+
+
 def main():
     torch.ops.load_library(sys.argv[1])
     torch.manual_seed(1)
