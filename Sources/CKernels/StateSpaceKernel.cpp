@@ -293,14 +293,17 @@ constexpr int64_t numeratorGroup = 4;   // numerators that share the reciprocals
 constexpr int64_t nodeTile = 1024;      // nodes whose parts and gradients stay in the first-level cache
 constexpr int64_t poleFloats = 2 + 2 * numeratorGroup;  // of a pole: re, im, then re, im of its four numerators
 
-/// 1 / (g - h p) and 1 / (g - h conj p). The large terms are taken from each other first, by a fused multiply-add with its
-/// exact product: near a resonance the difference is then right to its last bits.
+/// 1 / (g - h p) and 1 / (g - h conj p). The large terms are taken from each other first, by a multiply-add whose product
+/// is exact: near a resonance the difference is then right to its last bits. (Asked for by name, since a product used
+/// twice would be rounded for sharing; processors without the instruction compute it slowly.)
 MARTLET_INLINE void reciprocals(const Lanes& gRe, const Lanes& gIm, const Lanes& hRe, const Lanes& hIm, float pRe, float pIm,
                                 Lanes& aRe, Lanes& aIm, Lanes& bRe, Lanes& bIm) {
 #pragma clang fp contract(fast)
-  const Lanes evenRe = hRe * pRe, evenIm = hIm * pRe;
-  const Lanes uRe = (gRe + hIm * pIm) - evenRe, uIm = (gIm - hRe * pIm) - evenIm;
-  const Lanes wRe = (gRe - hIm * pIm) - evenRe, wIm = (gIm + hRe * pIm) - evenIm;
+  const Lanes zero = {}, rotation = zero + pIm, damping = zero - pRe;
+  const Lanes uRe = __builtin_elementwise_fma(hRe, damping, __builtin_elementwise_fma(hIm, rotation, gRe));
+  const Lanes uIm = __builtin_elementwise_fma(hIm, damping, __builtin_elementwise_fma(-hRe, rotation, gIm));
+  const Lanes wRe = __builtin_elementwise_fma(hRe, damping, __builtin_elementwise_fma(-hIm, rotation, gRe));
+  const Lanes wIm = __builtin_elementwise_fma(hIm, damping, __builtin_elementwise_fma(hRe, rotation, gIm));
   const Lanes u = 1.0f / (uRe * uRe + uIm * uIm), w = 1.0f / (wRe * wRe + wIm * wIm);
   aRe = uRe * u;
   aIm = -uIm * u;
