@@ -224,7 +224,7 @@ open class Module {
 }
 
 /// What loading a state found.
-public struct LoadReport {
+public struct LoadReport: Sendable {
   public var missing: [String] = []
   public var unexpected: [String] = []
   public var misshapen: [(key: String, expected: [Int], found: [Int])] = []
