@@ -100,7 +100,7 @@ extension JSONValue: ExpressibleByStringLiteral, ExpressibleByIntegerLiteral, Ex
 // MARK: - Codable
 
 extension JSONValue: Codable {
-  private struct Key: CodingKey {
+  private struct MemberKey: CodingKey {
     let stringValue: String
     var intValue: Int? { nil }
     init(stringValue: String) { self.stringValue = stringValue }
@@ -110,7 +110,7 @@ extension JSONValue: Codable {
   /// Through a `Decoder` keys arrive in the decoder's order (`JSONDecoder` has none); they are sorted. ``parse(_:maximumDepth:)`` keeps
   /// the order of the text.
   public init(from decoder: any Decoder) throws {
-    if let keyed = try? decoder.container(keyedBy: Key.self) {
+    if let keyed = try? decoder.container(keyedBy: MemberKey.self) {
       var object = JSONObject()
       for key in keyed.allKeys.sorted(by: { $0.stringValue < $1.stringValue }) {
         object[key.stringValue] = try keyed.decode(JSONValue.self, forKey: key)
@@ -141,8 +141,8 @@ extension JSONValue: Codable {
   public func encode(to encoder: any Encoder) throws {
     switch self {
     case .object(let object):
-      var keyed = encoder.container(keyedBy: Key.self)
-      for (key, value) in object.pairs { try keyed.encode(value, forKey: Key(stringValue: key)) }
+      var keyed = encoder.container(keyedBy: MemberKey.self)
+      for (key, value) in object.pairs { try keyed.encode(value, forKey: MemberKey(stringValue: key)) }
     case .array(let elements):
       var list = encoder.unkeyedContainer()
       for element in elements { try list.encode(element) }

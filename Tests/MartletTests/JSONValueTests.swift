@@ -30,9 +30,10 @@ import Testing
       "", " ", "{", "[1,]", "{\"a\":1,}", "{a:1}", "01", "-", "1.", ".5", "1e", "+1", "tru", "nul", "[1 2]", "{\"a\" 1}", "\"a", "\"\\x\"",
       "\"\\ud800\"", "\"\\ud800\\u0041\"", "\"\\udc00\"", "\"\t\"", "1 2", "{\"a\":1,\"a\":2}", "{\"a\":{\"b\":1,\"b\":1}}", "'a'", "1e999",
       "NaN", "[", "\"\\u12g4\"",
-    ]) func whatIsNotJSONIsRefused(text: String) {
-      #expect(throws: JSONError.self) { try JSONValue.parse(text) }
-    }
+    ]) func whatIsNotJSONIsRefused(text: String)
+  {
+    #expect(throws: JSONError.self) { try JSONValue.parse(text) }
+  }
 
   @Test func invalidUTF8IsRefused() {
     for bytes in [[0x22, 0xFF, 0x22], [0x22, 0xC0, 0x80, 0x22], [0x22, 0xED, 0xA0, 0x80, 0x22]] as [[UInt8]] {
