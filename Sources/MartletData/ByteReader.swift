@@ -17,6 +17,9 @@ final class ByteReader {
   private var isInsideMember = false
   private var isFinished = false
 
+  /// True for a gzip file.
+  var isCompressed: Bool { stream != nil }
+
   init(path: String) throws {
     var isDirectory: ObjCBool = false
     guard FileManager.default.fileExists(atPath: path, isDirectory: &isDirectory) else { throw DataError(path, "there is no such file") }
