@@ -8,7 +8,8 @@ import Foundation
 func writeAtomically(_ path: String, _ body: ((String) throws -> Void) throws -> Void) throws {
   let url = URL(fileURLWithPath: path)
   let temporary = url.deletingLastPathComponent().appendingPathComponent(".\(url.lastPathComponent).\(UUID().uuidString)")
-  guard FileManager.default.createFile(atPath: temporary.path, contents: nil), let file = FileHandle(forWritingAtPath: temporary.path) else {
+  guard FileManager.default.createFile(atPath: temporary.path, contents: nil), let file = FileHandle(forWritingAtPath: temporary.path)
+  else {
     throw DataError(path, "a file can't be created in this folder")
   }
   do {

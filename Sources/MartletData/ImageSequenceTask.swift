@@ -144,7 +144,8 @@ public final class ImageSequenceTask: IndexedTask {
               let place = y * width + x
               let level =
                 isGreyed
-                ? (0.2989 * Float(image[place]) + 0.5870 * Float(image[area + place]) + 0.1140 * Float(image[2 * area + place])).rounded(.down)
+                ? (0.2989 * Float(image[place]) + 0.5870 * Float(image[area + place]) + 0.1140 * Float(image[2 * area + place])).rounded(
+                  .down)
                 : Float(image[channel * area + place])
               result[row + x / scale] += level
             }

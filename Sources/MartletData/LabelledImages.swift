@@ -36,7 +36,9 @@ public struct LabelledImages: Sendable {
     let magic = [0, 0, 8, UInt8(rank)]
     guard header.prefix(4).elementsEqual(magic) else {
       throw DataError(
-        path, "an IDX file of \(what) begins with the bytes \(hex(magic[...])), found \(header.isEmpty ? "an empty file" : hex(header.prefix(4)))")
+        path,
+        "an IDX file of \(what) begins with the bytes \(hex(magic[...])), found \(header.isEmpty ? "an empty file" : hex(header.prefix(4)))"
+      )
     }
     guard header.count == 4 + 4 * rank else {
       throw DataError(path, "the IDX header has \(4 + 4 * rank) bytes, the file only \(header.count)")
@@ -75,7 +77,9 @@ public struct LabelledImages: Sendable {
       guard !bytes.isEmpty else { throw DataError(path, "the file is empty; CIFAR records of \(record) bytes were expected") }
       guard bytes.count % record == 0 else {
         throw DataError(
-          path, "\(bytes.count) bytes are no whole number of CIFAR records of \(record): \(bytes.count / record) and \(bytes.count % record) bytes")
+          path,
+          "\(bytes.count) bytes are no whole number of CIFAR records of \(record): \(bytes.count / record) and \(bytes.count % record) bytes"
+        )
       }
       pixels.reserveCapacity(pixels.count + bytes.count)
       for start in stride(from: 0, to: bytes.count, by: record) {
@@ -162,7 +166,8 @@ struct ImageFolder {
     }
     guard !pairs.isEmpty || !records.isEmpty else {
       throw DataError(
-        path, "no images: *images-idx3-ubyte with *labels-idx1-ubyte, or CIFAR-10's *.bin (each maybe .gz) were expected, found "
+        path,
+        "no images: *images-idx3-ubyte with *labels-idx1-ubyte, or CIFAR-10's *.bin (each maybe .gz) were expected, found "
           + (names.isEmpty ? "an empty folder" : names.prefix(5).joined(separator: ", ")))
     }
     guard records.isEmpty else {
@@ -173,7 +178,8 @@ struct ImageFolder {
     }
     let (test, train) = (pairs.filter { isTest($0.name) }, pairs.filter { !isTest($0.name) })
     guard train.count <= 1 && test.count <= 1 else {
-      throw DataError(path, "one set of training images and one of test images were expected, found \(pairs.map(\.name).joined(separator: ", "))")
+      throw DataError(
+        path, "one set of training images and one of test images were expected, found \(pairs.map(\.name).joined(separator: ", "))")
     }
     let first = (train.first ?? test.first)!
     self.train = try LabelledImages(images: first.images, labels: first.labels)

@@ -140,7 +140,8 @@ public enum ListOps {
   }
 
   private static func unknown(_ word: some Collection<UInt8>) -> DataError {
-    DataError("“\(String(decoding: word.prefix(40), as: UTF8.self))” is no symbol of ListOps (digits, [MIN, [MAX, [MED, [SM, ], parentheses)")
+    DataError(
+      "“\(String(decoding: word.prefix(40), as: UTF8.self))” is no symbol of ListOps (digits, [MIN, [MAX, [MED, [SM, ], parentheses)")
   }
 }
 
@@ -202,7 +203,7 @@ public struct ListOpsGenerator: Equatable, Sendable, Codable {
   /// The first `count` different trees within the bounds, in the order of their drawing.
   ///
   /// Throws `DataError` for senseless parameters, and when new trees have become too rare for the bounds.
-  func generate(_ count: Int) throws -> ByteSequences {
+  func generate(_ count: Int, patience: UInt64 = 2_000_000) throws -> ByteSequences {
     guard maxDepth >= 1, maxArguments >= 2, minLength >= 0, maxLength > minLength + 1 else {
       throw DataError(
         "ListOps needs depth >= 1, arguments >= 2 and a length between its bounds: depth \(maxDepth), arguments \(maxArguments), "
@@ -223,10 +224,10 @@ public struct ListOpsGenerator: Equatable, Sendable, Codable {
         }
       }
       attempt += 1
-      guard attempt - lastNew < 2_000_000 else {
+      guard attempt - lastNew < patience else {
         throw DataError(
           "only \(trees.count) of \(count) different ListOps trees were found with depth <= \(maxDepth), arguments <= \(maxArguments) "
-            + "and \(minLength) < length < \(maxLength): none among the last 2000000 drawn; widen the bounds or ask for fewer")
+            + "and \(minLength) < length < \(maxLength): none among the last \(patience) drawn; widen the bounds or ask for fewer")
       }
     }
     return trees

@@ -85,7 +85,8 @@ public final class ListOpsTask: IndexedTask {
     let lines = try LineReader(path: path)
     guard let header = try lines.next() else { throw DataError(path, "the file is empty; a header Source<TAB>Target was expected") }
     guard header.elementsEqual("Source\tTarget".utf8) else {
-      throw DataError(path, line: 1, "the header Source<TAB>Target was expected, found “\(String(decoding: header.prefix(60), as: UTF8.self))”")
+      throw DataError(
+        path, line: 1, "the header Source<TAB>Target was expected, found “\(String(decoding: header.prefix(60), as: UTF8.self))”")
     }
     var expressions = ByteSequences()
     var values: [UInt8] = []
