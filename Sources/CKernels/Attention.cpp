@@ -26,16 +26,19 @@ using lanes::Floats;
 using lanes::Ints;
 
 constexpr int64_t queryBlock = 64;       // queries across the lanes: four vectors
-constexpr int64_t keyBlock = 64;         // keys down
+constexpr int64_t keyBlock = 64;         // keys down; both blocks end early at a whole vector where the sequence ends
 constexpr int64_t queryGroup = 8;        // query blocks that share a packed key block (forward)
 constexpr int64_t keyGroup = 4;          // key blocks that share a packed query block (backward)
-constexpr int64_t groups = queryBlock / lanes::width;
 constexpr float log2E = 1.44269504088896341f;
 constexpr float ln2 = 0.693147180559945309f;
 constexpr float infinity = std::numeric_limits<float>::infinity();
 
-void blockProduct(int64_t m, int64_t n, int64_t k, const float* a, const float* b, float* c, bool add) {
-  at::native::cpublas::brgemm(m, n, k, k, n, n, add, a, b, c, false);
+int64_t wholeVectors(int64_t n) { return (n + lanes::width - 1) / lanes::width * lanes::width; }
+
+/// c [m, n] = (add ? c : 0) + a [m, k] b [k, n]; each with its own row stride.
+void blockProduct(int64_t m, int64_t n, int64_t k, const float* a, int64_t strideA, const float* b, int64_t strideB, float* c, int64_t strideC,
+                  bool add) {
+  at::native::cpublas::brgemm(m, n, k, strideA, strideB, strideC, add, a, b, c, false);
 }
 
 /// A [B, heads, length, width] tensor whose last dimension has stride 1.
@@ -50,9 +53,9 @@ struct Heads {
 
 // MARK: Row loops
 
-/// to[c][r] = from[r][c] · scale for r < rows <= queryBlock (0 in the remaining lanes), c < columns; `to` has rows of `ld`.
-MARTLET_VECTOR static void packTransposed(const float* from, int64_t stride, int64_t rows, int64_t columns, float scale, float* to, int64_t ld) {
-  for (int64_t r = 0; r < ld; r += 16)
+/// to[c][r] = from[r][c] · scale for r < rows, c < columns; `to` has rows of 64, of which the last vector begun is filled with 0.
+MARTLET_VECTOR static void packTransposed(const float* from, int64_t stride, int64_t rows, int64_t columns, float scale, float* to) {
+  for (int64_t r = 0; r < rows; r += 16)
     for (int64_t c = 0; c < columns; c += 16) {
       const int64_t inRows = rows - r < 16 ? rows - r : 16, inColumns = columns - c < 16 ? columns - c : 16;
       Floats tile[16];
@@ -61,32 +64,44 @@ MARTLET_VECTOR static void packTransposed(const float* from, int64_t stride, int
         for (int i = 0; i < 16; ++i) { lanes::load(tile[i], from + (r + i) * stride + c); tile[i] *= scale; }
         lanes::transpose(tile);
 #pragma clang loop unroll(full)
-        for (int i = 0; i < 16; ++i) lanes::store(to + (c + i) * ld + r, tile[i]);
+        for (int i = 0; i < 16; ++i) lanes::store(to + (c + i) * 64 + r, tile[i]);
       } else {
-        float edge[16][16] = {};
-        for (int64_t i = 0; i < inRows; ++i)
-          for (int64_t j = 0; j < inColumns; ++j) edge[j][i] = from[(r + i) * stride + c + j] * scale;
-        for (int64_t j = 0; j < inColumns; ++j) std::memcpy(to + (c + j) * ld + r, edge[j], sizeof edge[j]);
+        alignas(64) float edge[16][16] = {};
+        for (int64_t i = 0; i < inRows; ++i) std::memcpy(edge[i], from + (r + i) * stride + c, static_cast<size_t>(inColumns) * sizeof(float));
+#pragma clang loop unroll(full)
+        for (int i = 0; i < 16; ++i) { lanes::load(tile[i], edge[i]); tile[i] *= scale; }
+        lanes::transpose(tile);
+        std::memcpy(edge, tile, sizeof edge);
+        for (int64_t j = 0; j < inColumns; ++j) std::memcpy(to + (c + j) * 64 + r, edge[j], sizeof edge[j]);
       }
     }
 }
 
-/// to[r][c] = from[c][r] · scale[r] for r < rows, c < columns, where `from` is [columns][queryBlock].
+/// to[r][c] = from[c][r] · scale[r] for r < rows, c < columns, where `from` has rows of 64.
 MARTLET_VECTOR static void unpackTransposed(const float* from, int64_t rows, int64_t columns, const float* scale, float* to, int64_t stride) {
   for (int64_t r = 0; r < rows; r += 16)
     for (int64_t c = 0; c < columns; c += 16) {
       const int64_t inRows = rows - r < 16 ? rows - r : 16, inColumns = columns - c < 16 ? columns - c : 16;
       Floats tile[16], factor;
       lanes::load(factor, scale + r);
-      if (inRows == 16 && inColumns == 16) {
+      if (inColumns == 16) {
 #pragma clang loop unroll(full)
-        for (int i = 0; i < 16; ++i) { lanes::load(tile[i], from + (c + i) * queryBlock + r); tile[i] *= factor; }
-        lanes::transpose(tile);
+        for (int i = 0; i < 16; ++i) { lanes::load(tile[i], from + (c + i) * 64 + r); tile[i] *= factor; }
+      } else {
+        for (int64_t i = 0; i < 16; ++i) {
+          tile[i] = Floats{};
+          if (i < inColumns) lanes::load(tile[i], from + (c + i) * 64 + r);
+          tile[i] *= factor;
+        }
+      }
+      lanes::transpose(tile);
+      if (inRows == 16 && inColumns == 16) {
 #pragma clang loop unroll(full)
         for (int i = 0; i < 16; ++i) lanes::store(to + (r + i) * stride + c, tile[i]);
       } else {
-        for (int64_t i = 0; i < inRows; ++i)
-          for (int64_t j = 0; j < inColumns; ++j) to[(r + i) * stride + c + j] = from[(c + j) * queryBlock + r + i] * scale[r + i];
+        alignas(64) float edge[16][16];
+        std::memcpy(edge, tile, sizeof edge);
+        for (int64_t i = 0; i < inRows; ++i) std::memcpy(to + (r + i) * stride + c, edge[i], static_cast<size_t>(inColumns) * sizeof(float));
       }
     }
 }
@@ -97,41 +112,49 @@ void packRows(const float* from, int64_t stride, int64_t rows, int64_t columns, 
   std::memset(to + rows * columns, 0, static_cast<size_t>((padded - rows) * columns) * sizeof(float));
 }
 
-/// Which keys each query of a block may attend to: rows first[lane] <= r < last[lane] for which keys[r] is true.
+/// Which keys each query of a block may attend to: rows first + lane <= r < last + lane for which keys[r] is true.
 struct BlockMask {
-  alignas(64) int32_t first[queryBlock];
-  alignas(64) int32_t last[queryBlock];
+  int32_t first, last;
   bool keys[keyBlock];
 };
 
-// all-ones where row r is allowed
-#define MARTLET_ALLOWED(g, r) ((Ints)((first[g] <= (Ints{} + (r))) & (last[g] > (Ints{} + (r)))))
+constexpr Ints laneNumbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-/// Turns a block of scores s [keyBlock][queryBlock] (in log2 units) into weights 2^(s - maximum), with `maximum` and `sum` of the
+/// The lanes first[g] <= r < last[g] where `open`.
+MARTLET_INLINE void allow(Ints& allowed, bool open, int r, const Ints& first, const Ints& last) {
+  allowed = open ? (Ints)((first <= (Ints{} + r)) & (last > (Ints{} + r))) : Ints{};
+}
+
+/// Turns a block of scores s [rows][64] (in log2 units; the first 16 · groups columns) into weights 2^(s - maximum), with `maximum` and `sum` of the
 /// rows so far brought up to date and `shrink` = 2^(old maximum - new). False where no lane needs shrinking.
-MARTLET_VECTOR static bool softmaxBlock(float* s, float* maximum, float* sum, float* shrink, const BlockMask* mask) {
+template <int groups>
+MARTLET_INLINE bool softmaxColumns(float* s, int rows, float* maximum, float* sum, float* shrink, const BlockMask* mask) {
   MARTLET_FAST_SUMS
   Floats high[groups], total[groups];
   Ints first[groups], last[groups];
 #pragma clang loop unroll(full)
   for (int g = 0; g < groups; ++g) high[g] = Floats{} - infinity;
   if (mask) {
-    std::memcpy(first, mask->first, sizeof first);
-    std::memcpy(last, mask->last, sizeof last);
-    for (int r = 0; r < keyBlock; ++r) {
+#pragma clang loop unroll(full)
+    for (int g = 0; g < groups; ++g) {
+      first[g] = laneNumbers + (g * 16 + mask->first);
+      last[g] = laneNumbers + (g * 16 + mask->last);
+    }
+    for (int r = 0; r < rows; ++r) {
       const bool open = mask->keys[r];
 #pragma clang loop unroll(full)
       for (int g = 0; g < groups; ++g) {
         Floats x;
         lanes::load(x, s + r * queryBlock + g * 16);
-        const Ints allowed = open ? MARTLET_ALLOWED(g, r) : Ints{};
+        Ints allowed;
+        allow(allowed, open, r, first[g], last[g]);
         x = allowed ? x : Floats{} - infinity;
         high[g] = x > high[g] ? x : high[g];
         lanes::store(s + r * queryBlock + g * 16, x);
       }
     }
   } else {
-    for (int r = 0; r < keyBlock; ++r)
+    for (int r = 0; r < rows; ++r)
 #pragma clang loop unroll(full)
       for (int g = 0; g < groups; ++g) {
         Floats x;
@@ -156,7 +179,7 @@ MARTLET_VECTOR static bool softmaxBlock(float* s, float* maximum, float* sum, fl
     total[g] = Floats{};
   }
   if (mask) {
-    for (int r = 0; r < keyBlock; ++r)
+    for (int r = 0; r < rows; ++r)
 #pragma clang loop unroll(full)
       for (int g = 0; g < groups; ++g) {
         Floats x;
@@ -169,7 +192,7 @@ MARTLET_VECTOR static bool softmaxBlock(float* s, float* maximum, float* sum, fl
         lanes::store(s + r * queryBlock + g * 16, x);
       }
   } else {
-    for (int r = 0; r < keyBlock; ++r)
+    for (int r = 0; r < rows; ++r)
 #pragma clang loop unroll(full)
       for (int g = 0; g < groups; ++g) {
         Floats x;
@@ -192,13 +215,21 @@ MARTLET_VECTOR static bool softmaxBlock(float* s, float* maximum, float* sum, fl
   return any != 0;
 }
 
-/// o [rows][queryBlock] times factor [queryBlock].
-MARTLET_VECTOR static void scaleColumns(float* o, int64_t rows, const float* factor) {
-  Floats f[groups];
-  std::memcpy(f, factor, sizeof f);
+MARTLET_VECTOR static bool softmaxBlock(float* s, int rows, int vectors, float* maximum, float* sum, float* shrink, const BlockMask* mask) {
+  switch (vectors) {
+    case 1: return softmaxColumns<1>(s, rows, maximum, sum, shrink, mask);
+    case 2: return softmaxColumns<2>(s, rows, maximum, sum, shrink, mask);
+    case 3: return softmaxColumns<3>(s, rows, maximum, sum, shrink, mask);
+    default: return softmaxColumns<4>(s, rows, maximum, sum, shrink, mask);
+  }
+}
+
+/// o [rows][64] times factor, in the first 16 · vectors columns.
+MARTLET_VECTOR static void scaleColumns(float* o, int64_t rows, int vectors, const float* factor) {
+  Floats f[4];
+  for (int g = 0; g < vectors; ++g) lanes::load(f[g], factor + g * 16);
   for (int64_t r = 0; r < rows; ++r)
-#pragma clang loop unroll(full)
-    for (int g = 0; g < groups; ++g) {
+    for (int g = 0; g < vectors; ++g) {
       Floats x;
       lanes::load(x, o + r * queryBlock + g * 16);
       lanes::store(o + r * queryBlock + g * 16, x * f[g]);
@@ -206,22 +237,27 @@ MARTLET_VECTOR static void scaleColumns(float* o, int64_t rows, const float* fac
 }
 
 /// The backward pass's element work: s becomes the weights P = 2^(s - lse), dp becomes dS = P (dP - delta).
-MARTLET_VECTOR static void weightGradients(float* s, float* dp, const float* lse, const float* delta, const BlockMask* mask) {
+template <int groups>
+MARTLET_INLINE void columnGradients(float* s, float* dp, int rows, const float* lse, const float* delta, const BlockMask* mask) {
   Floats l[groups], d[groups];
   Ints first[groups] = {}, last[groups] = {};
   std::memcpy(l, lse, sizeof l);
   std::memcpy(d, delta, sizeof d);
   if (mask) {
-    std::memcpy(first, mask->first, sizeof first);
-    std::memcpy(last, mask->last, sizeof last);
-    for (int r = 0; r < keyBlock; ++r) {
+#pragma clang loop unroll(full)
+    for (int g = 0; g < groups; ++g) {
+      first[g] = laneNumbers + (g * 16 + mask->first);
+      last[g] = laneNumbers + (g * 16 + mask->last);
+    }
+    for (int r = 0; r < rows; ++r) {
       const bool open = mask->keys[r];
 #pragma clang loop unroll(full)
       for (int g = 0; g < groups; ++g) {
         Floats x, y;
         lanes::load(x, s + r * queryBlock + g * 16);
         lanes::load(y, dp + r * queryBlock + g * 16);
-        const Ints allowed = open ? MARTLET_ALLOWED(g, r) : Ints{};
+        Ints allowed;
+        allow(allowed, open, r, first[g], last[g]);
         x -= l[g];
         lanes::exp2InPlace(x);
         x = allowed ? x : Floats{};
@@ -232,7 +268,7 @@ MARTLET_VECTOR static void weightGradients(float* s, float* dp, const float* lse
     }
     return;
   }
-  for (int r = 0; r < keyBlock; ++r)
+  for (int r = 0; r < rows; ++r)
 #pragma clang loop unroll(full)
     for (int g = 0; g < groups; ++g) {
       Floats x, y;
@@ -245,7 +281,15 @@ MARTLET_VECTOR static void weightGradients(float* s, float* dp, const float* lse
       lanes::store(dp + r * queryBlock + g * 16, y);
     }
 }
-#undef MARTLET_ALLOWED
+
+MARTLET_VECTOR static void weightGradients(float* s, float* dp, int rows, int vectors, const float* lse, const float* delta, const BlockMask* mask) {
+  switch (vectors) {
+    case 1: return columnGradients<1>(s, dp, rows, lse, delta, mask);
+    case 2: return columnGradients<2>(s, dp, rows, lse, delta, mask);
+    case 3: return columnGradients<3>(s, dp, rows, lse, delta, mask);
+    default: return columnGradients<4>(s, dp, rows, lse, delta, mask);
+  }
+}
 
 MARTLET_VECTOR static float dotRow(const float* a, const float* b, int64_t n) {
   MARTLET_FAST_SUMS
@@ -297,19 +341,18 @@ struct Geometry {
     if (lastKey < earliest - left || firstKey > latest + right) return Cover::none;
     const Cover masked = keyMask ? maskCover[b * keyBlocks() + keyIndex] : Cover::full;
     if (masked == Cover::none) return Cover::none;
-    const bool inside = firstKey >= latest - left && lastKey <= earliest + right && keysIn(keyIndex) == keyBlock;
+    const bool inside = firstKey >= latest - left && lastKey <= earliest + right && keysIn(keyIndex) % lanes::width == 0;
     return inside ? masked : Cover::part;
   }
 
   void fill(BlockMask& mask, int64_t b, int64_t queryIndex, int64_t keyIndex) const {
     const int64_t firstKey = keyIndex * keyBlock, count = keysIn(keyIndex);
-    for (int64_t lane = 0; lane < queryBlock; ++lane) {
-      const int64_t at = queryIndex * queryBlock + lane + keys - queries - firstKey;
-      mask.first[lane] = static_cast<int32_t>(std::clamp<int64_t>(at - left, 0, count));
-      mask.last[lane] = static_cast<int32_t>(std::clamp<int64_t>(at + right + 1, 0, count));
-    }
-    std::fill_n(mask.keys, keyBlock, true);
-    if (keyMask) std::copy_n(keyMask + b * keys + firstKey, count, mask.keys);
+    const int64_t at = queryIndex * queryBlock + keys - queries - firstKey;
+    constexpr int64_t outside = queryBlock + keyBlock;
+    mask.first = static_cast<int32_t>(std::clamp(at - left, -outside, outside));
+    mask.last = static_cast<int32_t>(std::clamp(at + right + 1, -outside, outside));
+    if (keyMask) std::copy_n(keyMask + b * keys + firstKey, count, mask.keys); else std::fill_n(mask.keys, count, true);
+    std::fill(mask.keys + count, mask.keys + keyBlock, false);
   }
 };
 
@@ -355,7 +398,8 @@ void forward(const Geometry& g, const at::Tensor& query, const at::Tensor& key, 
 
     for (int64_t u = 0; u < count; ++u) {
       const int64_t block = (begin + u) / group, head = keyHead * group + (begin + u) % group;
-      packTransposed(q.row(b, head, block * queryBlock), q.stride, g.queriesIn(block), d, g.scale * log2E, queriesT + u * d * queryBlock, queryBlock);
+      packTransposed(q.row(b, head, block * queryBlock), q.stride, g.queriesIn(block), d, g.scale * log2E,
+                     queriesT + u * d * queryBlock);
     }
     std::fill_n(outT, count * dv * queryBlock, 0.0f);
     std::fill_n(maximum, count * queryBlock, -infinity);
@@ -369,23 +413,26 @@ void forward(const Geometry& g, const at::Tensor& query, const at::Tensor& key, 
         const int64_t block = (begin + u) / group;
         const Cover cover = g.cover(b, block, keyIndex);
         if (cover == Cover::none) continue;
+        const int64_t rows = wholeVectors(g.keysIn(keyIndex)), columns = wholeVectors(g.queriesIn(block));
+        const int vectors = static_cast<int>(columns / lanes::width);
         if (!packed) {
-          packRows(k.row(b, keyHead, keyIndex * keyBlock), k.stride, g.keysIn(keyIndex), d, keyTile, keyBlock);
-          packTransposed(v.row(b, keyHead, keyIndex * keyBlock), v.stride, g.keysIn(keyIndex), dv, 1.0f, valueT, keyBlock);
+          packRows(k.row(b, keyHead, keyIndex * keyBlock), k.stride, g.keysIn(keyIndex), d, keyTile, rows);
+          packTransposed(v.row(b, keyHead, keyIndex * keyBlock), v.stride, g.keysIn(keyIndex), dv, 1.0f, valueT);
           packed = true;
         }
-        blockProduct(keyBlock, queryBlock, d, keyTile, queriesT + u * d * queryBlock, s, false);
+        blockProduct(rows, columns, d, keyTile, d, queriesT + u * d * queryBlock, queryBlock, s, queryBlock, false);
         if (cover == Cover::part) g.fill(mask, b, block, keyIndex);
-        if (softmaxBlock(s, maximum + u * queryBlock, sum + u * queryBlock, shrink, cover == Cover::part ? &mask : nullptr))
-          scaleColumns(outT + u * dv * queryBlock, dv, shrink);
-        blockProduct(dv, queryBlock, keyBlock, valueT, s, outT + u * dv * queryBlock, true);
+        if (softmaxBlock(s, static_cast<int>(rows), vectors, maximum + u * queryBlock, sum + u * queryBlock, shrink,
+                         cover == Cover::part ? &mask : nullptr))
+          scaleColumns(outT + u * dv * queryBlock, dv, vectors, shrink);
+        blockProduct(dv, columns, rows, valueT, keyBlock, s, queryBlock, outT + u * dv * queryBlock, queryBlock, true);
       }
     }
 
     for (int64_t u = 0; u < count; ++u) {
       const int64_t block = (begin + u) / group, head = keyHead * group + (begin + u) % group, rows = g.queriesIn(block);
       const float* const total = sum + u * queryBlock;
-      for (int64_t lane = 0; lane < queryBlock; ++lane) shrink[lane] = total[lane] == 0 ? 0.0f : 1.0f / total[lane];
+      for (int64_t lane = 0; lane < wholeVectors(rows); ++lane) shrink[lane] = total[lane] == 0 ? 0.0f : 1.0f / total[lane];
       unpackTransposed(outT + u * dv * queryBlock, rows, dv, shrink, o.row(b, head, block * queryBlock), o.stride);
       float* const to = lse + (b * g.heads + head) * g.queries + block * queryBlock;
       for (int64_t lane = 0; lane < rows; ++lane)
@@ -461,34 +508,37 @@ void backward(const Geometry& g, const at::Tensor& query, const at::Tensor& key,
       const int64_t firstKeys = keyGroupIndex * grouped, count = std::min(grouped, g.keyBlocks() - firstKeys);
       for (int64_t n = 0; n < count; ++n) {
         const int64_t rows = g.keysIn(firstKeys + n), at = (firstKeys + n) * keyBlock;
-        packRows(k.row(b, keyHead, at), k.stride, rows, d, keyTiles + n * keyBlock * d, keyBlock);
-        packTransposed(k.row(b, keyHead, at), k.stride, rows, d, 1.0f, keysT + n * keyBlock * d, keyBlock);
-        packRows(v.row(b, keyHead, at), v.stride, rows, dv, valueTiles + n * keyBlock * dv, keyBlock);
+        packRows(k.row(b, keyHead, at), k.stride, rows, d, keyTiles + n * keyBlock * d, wholeVectors(rows));
+        packTransposed(k.row(b, keyHead, at), k.stride, rows, d, 1.0f, keysT + n * keyBlock * d);
+        packRows(v.row(b, keyHead, at), v.stride, rows, dv, valueTiles + n * keyBlock * dv, wholeVectors(rows));
       }
       std::memset(keyGradients, 0, static_cast<size_t>(count * d) * tile);
       std::memset(valueGradients, 0, static_cast<size_t>(count * dv) * tile);
 
       for (int64_t unit = 0; unit < units; ++unit) {
-        const int64_t block = unit / group, head = keyHead * group + unit % group;
+        const int64_t block = unit / group, head = keyHead * group + unit % group, columns = wholeVectors(g.queriesIn(block));
         bool packed = false;
         for (int64_t n = 0; n < count; ++n) {
           const Cover cover = g.cover(b, block, firstKeys + n);
           if (cover == Cover::none) continue;
           if (!packed) {
             const int64_t rows = g.queriesIn(block), at = block * queryBlock;
-            packRows(q.row(b, head, at), q.stride, rows, d, queryTile, queryBlock);
-            packTransposed(q.row(b, head, at), q.stride, rows, d, g.scale * log2E, queryT, queryBlock);
-            packRows(dO.row(b, head, at), dO.stride, rows, dv, outGradientTile, queryBlock);
-            packTransposed(dO.row(b, head, at), dO.stride, rows, dv, 1.0f, outGradientT, queryBlock);
+            packRows(q.row(b, head, at), q.stride, rows, d, queryTile, columns);
+            packTransposed(q.row(b, head, at), q.stride, rows, d, g.scale * log2E, queryT);
+            packRows(dO.row(b, head, at), dO.stride, rows, dv, outGradientTile, columns);
+            packTransposed(dO.row(b, head, at), dO.stride, rows, dv, 1.0f, outGradientT);
             packed = true;
           }
-          blockProduct(keyBlock, queryBlock, d, keyTiles + n * keyBlock * d, queryT, s, false);
-          blockProduct(keyBlock, queryBlock, dv, valueTiles + n * keyBlock * dv, outGradientT, dS, false);
+          const int64_t rows = wholeVectors(g.keysIn(firstKeys + n));
+          const float* const keyTile = keyTiles + n * keyBlock * d;
+          blockProduct(rows, columns, d, keyTile, d, queryT, queryBlock, s, queryBlock, false);
+          blockProduct(rows, columns, dv, valueTiles + n * keyBlock * dv, dv, outGradientT, queryBlock, dS, queryBlock, false);
           if (cover == Cover::part) g.fill(mask, b, block, firstKeys + n);
-          weightGradients(s, dS, normalisers + unit * queryBlock, deltas + unit * queryBlock, cover == Cover::part ? &mask : nullptr);
-          blockProduct(keyBlock, dv, queryBlock, s, outGradientTile, valueGradients + n * keyBlock * dv, true);
-          blockProduct(keyBlock, d, queryBlock, dS, queryTile, keyGradients + n * keyBlock * d, true);
-          blockProduct(d, queryBlock, keyBlock, keysT + n * keyBlock * d, dS, queryGradientsT + unit * d * queryBlock, true);
+          weightGradients(s, dS, static_cast<int>(rows), static_cast<int>(columns / lanes::width), normalisers + unit * queryBlock,
+                          deltas + unit * queryBlock, cover == Cover::part ? &mask : nullptr);
+          blockProduct(rows, dv, columns, s, queryBlock, outGradientTile, dv, valueGradients + n * keyBlock * dv, dv, true);
+          blockProduct(rows, d, columns, dS, queryBlock, queryTile, d, keyGradients + n * keyBlock * d, d, true);
+          blockProduct(d, columns, rows, keysT + n * keyBlock * d, keyBlock, dS, queryBlock, queryGradientsT + unit * d * queryBlock, queryBlock, true);
         }
       }
 
@@ -522,7 +572,9 @@ bool fused(at::ScalarType type) { return type == at::kFloat || type == at::kBFlo
 
 at::Tensor unitStride(const at::Tensor& t) { return t.stride(-1) == 1 || t.size(-1) == 1 ? t : t.contiguous(); }
 
-at::Tensor asFloat(const at::Tensor& t) { return unitStride(t.scalar_type() == at::kFloat ? t : t.to(at::kFloat)); }
+at::Tensor asType(const at::Tensor& t, at::ScalarType type) { return t.scalar_type() == type ? t : t.to(type); }
+
+at::Tensor asFloat(const at::Tensor& t) { return unitStride(asType(t, at::kFloat)); }
 
 /// [B, heads, length, width] whose transposition of heads and length is contiguous.
 at::Tensor lengthMajor(int64_t batch, int64_t heads, int64_t length, int64_t width) {
@@ -578,7 +630,7 @@ std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query, const at::
   at::Tensor out = lengthMajor(g.batch, g.heads, g.queries, g.valueWidth);
   at::Tensor logsumexp = at::empty({g.batch, g.heads, g.queries}, at::kFloat);
   if (logsumexp.numel()) forward(g, asFloat(query), asFloat(key), asFloat(value), out, logsumexp);
-  return {out.to(query.scalar_type()), logsumexp};
+  return {asType(out, query.scalar_type()), logsumexp};
 }
 
 using Gradients = std::array<at::Tensor, 3>;
@@ -595,7 +647,7 @@ Gradients attentionGradients(const at::Tensor& query, const at::Tensor& key, con
     backward(g, asFloat(query), asFloat(key), asFloat(value), asFloat(out), logsumexp, asFloat(outGradient), dQ, dK, dV);
   }
   const auto type = query.scalar_type();
-  return {dQ.to(type), dK.to(type), dV.to(type)};
+  return {asType(dQ, type), asType(dK, type), asType(dV, type)};
 }
 
 /// The gradient as a function of its own, so that asking for the gradient's gradient fails with a reason.
@@ -643,6 +695,7 @@ struct Attention : torch::autograd::Function<Attention> {
       const auto through = AttentionGradient::apply(saved[0], saved[1], saved[2], gradients[0], mask, saved[4].detach(), saved[5], causal, left, right, scale);
       std::copy(through.begin(), through.end(), results.begin());
     } else {
+      at::AutoDispatchBelowADInplaceOrView below;
       const Gradients direct = attentionGradients(saved[0], saved[1], saved[2], saved[3], saved[4], saved[5], gradients[0], causal, left, right, scale);
       std::copy(direct.begin(), direct.end(), results.begin());
     }

@@ -68,11 +68,11 @@ MARTLET_INLINE void transpose(Floats (&v)[16]) {
 #pragma clang loop unroll(full)
   for (int i = 0; i < 8; ++i) swap8(v[i], v[i + 8]);
 #pragma clang loop unroll(full)
-  for (int i = 0; i < 16; i += (i & 3) == 3 ? 5 : 1) swap4(v[i], v[i + 4]);
+  for (int i = 0; i < 8; ++i) swap4(v[i / 4 * 8 + i % 4], v[i / 4 * 8 + i % 4 + 4]);
 #pragma clang loop unroll(full)
-  for (int i = 0; i < 16; i += (i & 1) == 1 ? 3 : 1) swap2(v[i], v[i + 2]);
+  for (int i = 0; i < 8; ++i) swap2(v[i / 2 * 4 + i % 2], v[i / 2 * 4 + i % 2 + 2]);
 #pragma clang loop unroll(full)
-  for (int i = 0; i < 16; i += 2) swap1(v[i], v[i + 1]);
+  for (int i = 0; i < 8; ++i) swap1(v[2 * i], v[2 * i + 1]);
 }
 
 /// Lane i of v[0] becomes the sum of the lanes of v[i]: sixteen horizontal sums for the price of two.

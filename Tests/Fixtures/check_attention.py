@@ -1,4 +1,4 @@
-"""Checks martlet::attention against a float64 reference with autograd.
+"""Checks martlet::attention and martlet::attention_step against a float64 reference with autograd.
 
 Usage: python check_attention.py libMartletKernels.so
 Prints the worst relative error (max |a - b| / max |b|) of each result; exits 1 where one exceeds the tolerance.
@@ -177,6 +177,52 @@ y = x.clone().requires_grad_()
 first = torch.autograd.grad(A(y, y, y)[0].pow(2).sum(), y, create_graph=True)[0]
 expect_error("second derivatives", lambda: first.sum().backward())
 
+
+def step_case(B, H, Hk, S, d, dv, left=-1, scale=None, dtype=torch.float32, layout="headMajor", tolerance=TOLERANCE, lengths=None):
+    case = dict(locals())
+    generator = torch.Generator().manual_seed(S + d)
+    make = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+    q = make(B, H, d)
+    if layout == "headMajor":
+        k, v = make(B, Hk, S, d), make(B, Hk, S, dv)
+    else:
+        k, v = make(B, S, Hk, d).transpose(1, 2), make(B, S, Hk, dv).transpose(1, 2)
+    if lengths is None:
+        lengths = torch.randint(0, S + 1, (B,), generator=generator)
+        lengths[0] = S
+    else:
+        lengths = torch.tensor(lengths)
+    for b in range(B):  # what lies beyond a row's length must not be read into the result
+        k[b, :, lengths[b]:] = math.nan
+        v[b, :, lengths[b]:] = math.nan
+    got = torch.ops.martlet.attention_step(q, k, v, lengths, left, scale)
+    want = torch.zeros(B, H, dv, dtype=torch.float64)
+    for b in range(B):
+        n = int(lengths[b])
+        if n:
+            want[b] = reference(q[b:b + 1, :, None].double(), k[b:b + 1, :, :n].double(), v[b:b + 1, :, :n].double(), None, True, left, -1, scale)[0][0, :, 0]
+    note("step" + (" bf16" if dtype == torch.bfloat16 else ""), case, got, want, tolerance)
+    if got.dtype != dtype:
+        failures.append(f"step returns {got.dtype} in {case}")
+
+
+for S in (1, 2, 15, 16, 17, 63, 64, 65, 300, 1000, 5000):
+    for H, Hk in [(1, 1), (4, 4), (8, 2), (6, 1)]:
+        for layout in ("headMajor", "lengthMajor"):
+            step_case(2, H, Hk, S, 32, 32, layout=layout)
+    step_case(1, 2, 2, S, 64, 64, left=10)
+    step_case(3, 4, 2, S, 20, 7, left=100, scale=0.7)
+for d, dv in [(1, 1), (3, 70), (16, 128), (80, 80), (256, 256)]:
+    step_case(2, 4, 2, 333, d, dv)
+step_case(2, 4, 2, 2000, 64, 64, dtype=torch.bfloat16, tolerance=1e-2)
+step_case(2, 4, 2, 300, 20, 20, dtype=torch.bfloat16, tolerance=1e-2)
+step_case(2, 4, 2, 100, 32, 32, lengths=[0, 100])
+T = torch.ops.martlet.attention_step
+c = torch.randn(2, 2, 8, 16)
+expect_error("a length past the cache", lambda: T(torch.randn(2, 2, 16), c, c, torch.tensor([8, 9])))
+expect_error("a negative length", lambda: T(torch.randn(2, 2, 16), c, c, torch.tensor([8, -1])))
+expect_error("int32 lengths", lambda: T(torch.randn(2, 2, 16), c, c, torch.tensor([8, 8], dtype=torch.int32)))
+expect_error("mixed types", lambda: T(torch.randn(2, 2, 16), c.bfloat16(), c, torch.tensor([8, 8])))
 
 for name, error in worst.items():
     print(f"{name:24} {error:.2e}")
