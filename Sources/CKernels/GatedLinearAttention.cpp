@@ -111,7 +111,7 @@ class Scan {
   const int64_t dk_, dv_, weights_;  // padded widths; leading dimension of a [16, dk | 16] tile
   Arena arena_;
   float *q_, *k_, *gate_, *qFactor_, *kFactor_, *total_, *qw_, *kw_, *keyColumns_, *valueColumns_, *out_, *tile_;
-  float *products_, *rowGradient_, *keyGradient_, *dg_, *work_, *carry_, *chunkQueryGradient_;
+  float *products_, *rowGradient_, *keyGradient_, *dg_, *work_, *carry_, *chunkQueryGradient_, *blockStates_;
   float diagonal_[kBlock];
   bool ordinary_ = true;
   int64_t factorsFor_ = -1, factorHead_ = -1;
@@ -122,7 +122,8 @@ class Scan {
 
   explicit Scan(const Problem& p)
       : p_(p), dk_(p.paddedKey), dv_(p.paddedColumns), weights_(dk_ + kBlock),
-        arena_(16 * (10 * dk_ + 2 * weights_ + 4 * dv_ + 2 * weights_) + 2 * weights_ * dv_ + 4 * dk_ + kSpacing * dk_ + 4096) {
+        arena_(16 * (10 * dk_ + 2 * weights_ + 4 * dv_ + 2 * weights_) + 2 * weights_ * dv_ + 4 * dk_ + kSpacing * dk_ +
+               (p.mode == Gate::head ? kSpacing / kBlock * dk_ * dv_ : 0) + 4096) {
     const auto tile = [&](int64_t width) { return arena_.take(kBlock * width); };
     q_ = tile(dk_), k_ = tile(dk_), gate_ = tile(dk_), qFactor_ = tile(dk_), kFactor_ = tile(dk_);
     rowGradient_ = tile(dk_), keyGradient_ = tile(dk_), dg_ = tile(dk_), keyColumns_ = tile(dk_);
@@ -131,6 +132,7 @@ class Scan {
     state = arena_.take(weights_ * dv_), stateGradient = arena_.take(weights_ * dv_);
     total_ = arena_.take(dk_), work_ = arena_.take(dk_), carry_ = arena_.take(dk_);
     chunkQueryGradient_ = arena_.take(kSpacing * dk_);
+    blockStates_ = arena_.take(p.mode == Gate::head ? kSpacing / kBlock * dk_ * dv_ : 0);
     for (int64_t i = 0; i < kBlock * dk_; ++i) gate_[i] = 1;
     for (int64_t c = 0; c < dk_; ++c) total_[c] = 1;
   }
@@ -206,6 +208,9 @@ class Scan {
       int64_t head, int64_t begin, int64_t end, const LoadGradient& loadGradient, const Rows& queryGradient,
       const Rows& keyGradient, const Rows& valueGradient, const Rows* gateGradients) {
     // Forwards again: dQ = dO Sᵀ and, inside the block, lower(dO Vᵀ) K. Transposed, [S; V] dOᵀ gives both first factors.
+    // The gate's running sum starts afresh from S ⊙ dS at the end of these tokens; a head's one gate sums what is left over
+    // all tokens, with much cancellation, so for it at the end of every block.
+    const bool anchorBlocks = gateGradients && p_.mode == Gate::head;
     for (int64_t t = begin; t < end; t += kBlock) {
       const int64_t rows = std::min(kBlock, end - t);
       float* dq = chunkQueryGradient_ + (t - begin) * dk_;
@@ -225,8 +230,9 @@ class Scan {
       addDiagonal(dq, diagonal_, k_, dk_, rowGradient_);
       queryGradient.store(head, t, rows, rowGradient_, dk_);
       update();
+      if (anchorBlocks) std::memcpy(blockStates_ + (t - begin) / kBlock * dk_ * dv_, state, sizeof(float) * dk_ * dv_);
     }
-    if (p_.gated()) rowProducts(state, stateGradient, dk_, dv_, carry_);
+    if (gateGradients && !anchorBlocks) rowProducts(state, stateGradient, dk_, dv_, carry_);
     // Backwards: with E the gradient of the state, dK = V Eᵀ + Q lower(dO Vᵀ), dV = [K | Pᵀ] [E; dO], E += Qᵀ dO.
     for (int64_t t = begin + (end - begin - 1) / kBlock * kBlock; t >= begin; t -= kBlock) {
       const int64_t rows = std::min(kBlock, end - t);
@@ -235,6 +241,7 @@ class Scan {
       loadKey(head, t, rows);
       loadValue(head, t, rows, tile_);
       loadGradient(t, rows, gradientsOfState());
+      if (anchorBlocks) rowProducts(blockStates_ + (t - begin) / kBlock * dk_ * dv_, stateGradient, dk_, dv_, carry_);
       transposeToColumns(qw_, weights_, dk_, keyColumns_);
       transposeToColumns(tile_, dv_, dv_, valueColumns_);
       if (p_.gated() && ordinary_) scaleRows(stateGradient, dk_, dv_, total_);
