@@ -181,6 +181,22 @@ MARTLET_VECTOR static inline void scaleRows(float* state, int64_t rows, int64_t 
   }
 }
 
+/// to[i, c] = from[i, c] + weight[i] * other[i, c] over 16 rows.
+MARTLET_VECTOR static inline void addDiagonal(
+    const float* from, const float* weight, const float* other, int64_t width, float* to) {
+  for (int i = 0; i < 16; ++i)
+    for (int64_t c = 0; c < width; c += 16)
+      lanes(to + i * width + c) = lanes(from + i * width + c) + weight[i] * lanes(other + i * width + c);
+}
+
+/// Takes the diagonal, times `scale`, out of a 16x16 tile with leading dimension 16.
+MARTLET_VECTOR static inline void takeDiagonal(float* tile, float scale, float* diagonal) {
+  for (int i = 0; i < 16; ++i) {
+    diagonal[i] = scale * tile[i * 17];
+    tile[i * 17] = 0;
+  }
+}
+
 /// Keeps column <= row of a 16x16 tile (`lower`), or column >= row.
 MARTLET_VECTOR static inline void keepTriangle(float* tile, int64_t ld, bool lower) {
   for (int i = 0; i < 16; ++i) {
@@ -256,6 +272,8 @@ MARTLET_VECTOR static inline void rowProducts(
 }
 
 /// The reverse running sum dg_t = Σ_{s>=t} (q_s dq_s - k_s dk_s), continued from `carry`; 0 where the gate is closed.
+/// A token's own weight (j = i) adds equally to both products: dq and dk come without it, or under strong decay the
+/// difference of two large numbers would be all that is left.
 MARTLET_VECTOR static inline void gateGradient(
     const float* q, const float* dq, const float* k, const float* dk, const float* gate, int64_t width, float* carry,
     float* dg) {

@@ -111,7 +111,8 @@ class Scan {
   const int64_t dk_, dv_, weights_;  // padded widths; leading dimension of a [16, dk | 16] tile
   Arena arena_;
   float *q_, *k_, *gate_, *qFactor_, *kFactor_, *total_, *qw_, *kw_, *keyColumns_, *valueColumns_, *out_, *tile_;
-  float *products_, *dq_, *dk_tile_, *dg_, *work_, *carry_, *chunkQueryGradient_;
+  float *products_, *rowGradient_, *keyGradient_, *dg_, *work_, *carry_, *chunkQueryGradient_, *blockStates_;
+  float diagonal_[kBlock];
   bool ordinary_ = true;
   int64_t factorsFor_ = -1, factorHead_ = -1;
 
@@ -121,15 +122,17 @@ class Scan {
 
   explicit Scan(const Problem& p)
       : p_(p), dk_(p.paddedKey), dv_(p.paddedColumns), weights_(dk_ + kBlock),
-        arena_(16 * (10 * dk_ + 2 * weights_ + 4 * dv_ + 2 * weights_) + 2 * weights_ * dv_ + 4 * dk_ + kSpacing * dk_ + 4096) {
+        arena_(16 * (10 * dk_ + 2 * weights_ + 4 * dv_ + 2 * weights_) + 2 * weights_ * dv_ + 4 * dk_ + kSpacing * dk_ +
+               (p.mode == Gate::head ? kSpacing / kBlock * dk_ * dv_ : 0) + 4096) {
     const auto tile = [&](int64_t width) { return arena_.take(kBlock * width); };
     q_ = tile(dk_), k_ = tile(dk_), gate_ = tile(dk_), qFactor_ = tile(dk_), kFactor_ = tile(dk_);
-    dq_ = tile(dk_), dk_tile_ = tile(dk_), dg_ = tile(dk_), keyColumns_ = tile(dk_);
+    rowGradient_ = tile(dk_), keyGradient_ = tile(dk_), dg_ = tile(dk_), keyColumns_ = tile(dk_);
     qw_ = tile(weights_), kw_ = tile(weights_), products_ = tile(weights_);
     valueColumns_ = tile(dv_), out_ = tile(dv_), tile_ = tile(dv_);
     state = arena_.take(weights_ * dv_), stateGradient = arena_.take(weights_ * dv_);
     total_ = arena_.take(dk_), work_ = arena_.take(dk_), carry_ = arena_.take(dk_);
     chunkQueryGradient_ = arena_.take(kSpacing * dk_);
+    blockStates_ = arena_.take(p.mode == Gate::head ? kSpacing / kBlock * dk_ * dv_ : 0);
     for (int64_t i = 0; i < kBlock * dk_; ++i) gate_[i] = 1;
     for (int64_t c = 0; c < dk_; ++c) total_[c] = 1;
   }
@@ -205,6 +208,9 @@ class Scan {
       int64_t head, int64_t begin, int64_t end, const LoadGradient& loadGradient, const Rows& queryGradient,
       const Rows& keyGradient, const Rows& valueGradient, const Rows* gateGradients) {
     // Forwards again: dQ = dO Sᵀ and, inside the block, lower(dO Vᵀ) K. Transposed, [S; V] dOᵀ gives both first factors.
+    // The gate's running sum starts afresh from S ⊙ dS at the end of these tokens; a head's one gate sums what is left over
+    // all tokens, with much cancellation, so for it at the end of every block.
+    const bool anchorBlocks = gateGradients && p_.mode == Gate::head;
     for (int64_t t = begin; t < end; t += kBlock) {
       const int64_t rows = std::min(kBlock, end - t);
       float* dq = chunkQueryGradient_ + (t - begin) * dk_;
@@ -217,13 +223,16 @@ class Scan {
       float* weightGradient = products_ + dk_ * kBlock;  // [j, i]
       product(weights_, kBlock, dv_, state, dv_, valueColumns_, kBlock, products_, kBlock, false);
       keepTriangle(weightGradient, kBlock, false);
+      takeDiagonal(weightGradient, p_.scale, diagonal_);
       if (ordinary_) product(dk_, kBlock, kBlock, keyColumns_, kBlock, weightGradient, kBlock, products_, kBlock, true);
       transposeToRows(products_, dk_, qFactor_, dq, dk_);
       if (!ordinary_) decayingQueryGradient(weightGradient, 1, kBlock, k_, gate_, dk_, p_.scale, dq, work_);
-      queryGradient.store(head, t, rows, dq, dk_);
+      addDiagonal(dq, diagonal_, k_, dk_, rowGradient_);
+      queryGradient.store(head, t, rows, rowGradient_, dk_);
       update();
+      if (anchorBlocks) std::memcpy(blockStates_ + (t - begin) / kBlock * dk_ * dv_, state, sizeof(float) * dk_ * dv_);
     }
-    if (p_.gated()) rowProducts(state, stateGradient, dk_, dv_, carry_);
+    if (gateGradients && !anchorBlocks) rowProducts(state, stateGradient, dk_, dv_, carry_);
     // Backwards: with E the gradient of the state, dK = V Eᵀ + Q lower(dO Vᵀ), dV = [K | Pᵀ] [E; dO], E += Qᵀ dO.
     for (int64_t t = begin + (end - begin - 1) / kBlock * kBlock; t >= begin; t -= kBlock) {
       const int64_t rows = std::min(kBlock, end - t);
@@ -232,12 +241,14 @@ class Scan {
       loadKey(head, t, rows);
       loadValue(head, t, rows, tile_);
       loadGradient(t, rows, gradientsOfState());
+      if (anchorBlocks) rowProducts(blockStates_ + (t - begin) / kBlock * dk_ * dv_, stateGradient, dk_, dv_, carry_);
       transposeToColumns(qw_, weights_, dk_, keyColumns_);
       transposeToColumns(tile_, dv_, dv_, valueColumns_);
       if (p_.gated() && ordinary_) scaleRows(stateGradient, dk_, dv_, total_);
       float* weightGradient = products_ + dk_ * kBlock;  // [i, j]
       product(weights_, kBlock, dv_, stateGradient, dv_, valueColumns_, kBlock, products_, kBlock, false);
       keepTriangle(weightGradient, kBlock, true);
+      takeDiagonal(weightGradient, p_.scale, diagonal_);
       if (ordinary_) {
         product(kBlock, kBlock, dk_, kw_, weights_, keyColumns_, kBlock, kw_ + dk_, weights_, false);
         keepTriangle(kw_ + dk_, weights_, false);
@@ -248,10 +259,11 @@ class Scan {
       product(kBlock, dv_, weights_, kw_, weights_, stateGradient, dv_, out_, dv_, false);
       maskRows(head, t, rows, out_, dv_);
       valueGradient.store(head, t, rows, out_, dv_);
-      transposeToRows(products_, dk_, kFactor_, dk_tile_, dk_);
-      if (!ordinary_) decayingKeyGradient(weightGradient, kBlock, 1, q_, gate_, dk_, p_.scale, dk_tile_, work_);
-      maskRows(head, t, rows, dk_tile_, dk_);
-      keyGradient.store(head, t, rows, dk_tile_, dk_);
+      transposeToRows(products_, dk_, kFactor_, keyGradient_, dk_);
+      if (!ordinary_) decayingKeyGradient(weightGradient, kBlock, 1, q_, gate_, dk_, p_.scale, keyGradient_, work_);
+      addDiagonal(keyGradient_, diagonal_, q_, dk_, rowGradient_);
+      maskRows(head, t, rows, rowGradient_, dk_);
+      keyGradient.store(head, t, rows, rowGradient_, dk_);
       if (gateGradients) storeGateGradient(head, t, rows, chunkQueryGradient_ + (t - begin) * dk_, *gateGradients);
       if (p_.gated() && !ordinary_) scaleRows(stateGradient, dk_, dv_, total_);
       product(dk_, dv_, kBlock, keyColumns_, kBlock, gradientsOfState(), dv_, stateGradient, dv_, true);
@@ -282,14 +294,14 @@ class Scan {
       loadGradient(t, rows, tile_);
       transposeToColumns(tile_, dv_, dv_, valueColumns_);
       product(dk_, kBlock, dv_, state, dv_, valueColumns_, kBlock, products_, kBlock, false);
-      transposeToRows(products_, dk_, qFactor_, dq_, dk_);
-      queryGradient.store(head, t, rows, dq_, dk_);
+      transposeToRows(products_, dk_, qFactor_, rowGradient_, dk_);
+      queryGradient.store(head, t, rows, rowGradient_, dk_);
       loadValue(head, t, rows, tile_);
       transposeToColumns(tile_, dv_, dv_, valueColumns_);
       product(dk_, kBlock, dv_, stateGradient, dv_, valueColumns_, kBlock, products_, kBlock, false);
-      transposeToRows(products_, dk_, kFactor_, dk_tile_, dk_);
-      maskRows(head, t, rows, dk_tile_, dk_);
-      keyGradient.store(head, t, rows, dk_tile_, dk_);
+      transposeToRows(products_, dk_, kFactor_, keyGradient_, dk_);
+      maskRows(head, t, rows, keyGradient_, dk_);
+      keyGradient.store(head, t, rows, keyGradient_, dk_);
       product(kBlock, dv_, dk_, kw_, weights_, stateGradient, dv_, out_, dv_, false);
       maskRows(head, t, rows, out_, dv_);
       valueGradient.store(head, t, rows, out_, dv_);
@@ -354,7 +366,7 @@ class Scan {
   }
 
   void storeGateGradient(int64_t head, int64_t t, int64_t rows, const float* dq, const Rows& gradients) {
-    gateGradient(q_, dq, k_, dk_tile_, gate_, dk_, carry_, dg_);
+    gateGradient(q_, dq, k_, keyGradient_, gate_, dk_, carry_, dg_);
     if (p_.mode == Gate::channel) {
       gradients.store(head, t, rows, dg_, dk_);
       return;
