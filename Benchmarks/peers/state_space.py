@@ -106,19 +106,20 @@ def convolution_alone(D, L, B):
     return setup
 
 
-# Sizes whose full [D, N, L] intermediates would not fit 24 GB are left out: the naive forms are quadratic in neither, but
-# their backward holds several complex copies of them.
+# The naive kernels hold several complex [D, N, L] intermediates for their backward: cases above 1M channel-steps (about
+# 270 MB a copy) are left out.
+NAIVE_LIMIT = 64 * 16384
 LENGTHS = (1024, 4096, 16384, 65536)
 CASES = {}
 for D in (64, 256):
     for L in LENGTHS:
         for B in (1, 4):
             CASES[f"convolution D={D} L={L} B={B}"] = convolution_alone(D, L, B)
-            if D * L <= 256 * 16384:
+            if D * L <= NAIVE_LIMIT:
                 CASES[f"s4d D={D} N=64 L={L} B={B}"] = s4d(D, 64, L, B)
-            if D * L <= 64 * 16384:
+            if D * L <= NAIVE_LIMIT:
                 CASES[f"s4 D={D} N=64 L={L} B={B}"] = s4(D, 64, L, B)
-        if D * L <= 256 * 16384:
+        if D * L <= NAIVE_LIMIT:
             CASES[f"vandermonde D={D} N=64 L={L}"] = vandermonde_alone(D, 64, L)
-        if D * L <= 64 * 16384:
+        if D * L <= NAIVE_LIMIT:
             CASES[f"cauchy D={D} N=64 L={L}"] = cauchy_alone(D, 64, L)

@@ -17,7 +17,9 @@
 // Long transforms take two passes over memory (n = columns x rows, each fitting the first-level cache); the digit-
 // reversed order that decimation in frequency leaves is never undone, since decimation in time starts from it.
 //
-// Limit met: see the figures above `convolveTile`.
+// Limits met, one Zen 5 core (peak 235 GFLOP/s of multiply-adds), counting 5 n log2 n operations a transform: 127 GFLOP/s
+// at 4k steps, in the second-level cache, which is what butterflies of half-fused additions can reach; 45 GFLOP/s at 64k,
+// where a tile of sixteen channels (8 MiB a spectrum) streams through the shared cache four times.
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -41,7 +43,10 @@ namespace {
 
 constexpr int64_t lanes = 16;
 constexpr int64_t point = 2 * lanes;  // floats a complex point of sixteen channels: real parts, then imaginary parts
-constexpr int64_t directLimit = 128;  // taps up to which the direct sum beats the transforms (measured at 1k to 64k)
+
+/// Taps (of both sides) up to which the direct sum beats the transforms. Measured, forward and backward of 32 channels:
+/// the times cross at 80 taps for 512 and 4k steps, and at 190 for 64k, where the transforms leave the second-level cache.
+constexpr int64_t directLimit(int64_t length) { return length <= 16384 ? 80 : 192; }
 
 /// Functions of the standard library are not emitted for the clones of MARTLET_VECTOR; hence this one.
 MARTLET_INLINE int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -191,45 +196,51 @@ MARTLET_INLINE void butterfly(Complex (&v)[radix], float sign) {
   }
 }
 
-template <int radix, bool forward>
+/// One stage over `size` elements of `width` neighbouring points each, which share their twiddles.
+template <int radix, bool forward, int width>
 MARTLET_INLINE void runStage(float* x, int64_t size, const Stage& stage) {
-  const int64_t step = stage.sub * point;
-  for (float* block = x; block < x + size * point; block += radix * step) {
-    const float* twiddle = stage.twiddles;
-    for (int64_t j = 0; j < stage.sub; ++j, twiddle += 2 * (radix - 1)) {
-      float* at = block + j * point;
-      Complex v[radix];
+  const int64_t sub = stage.sub, step = sub * width * point;
+  const float* const twiddles = stage.twiddles;
+  for (float* block = x; block < x + size * width * point; block += radix * step) {
+    const float* twiddle = twiddles;
+    for (int64_t j = 0; j < sub; ++j, twiddle += 2 * (radix - 1)) {
+      for (int64_t r = 0; r < width; ++r) {
+        float* at = block + (j * width + r) * point;
+        Complex v[radix];
 #pragma clang loop unroll(full)
-      for (int q = 0; q < radix; ++q) load(v[q], at + q * step);
-      if constexpr (forward) butterfly<radix>(v, -1.0f);
-      if (stage.sub > 1) {
+        for (int q = 0; q < radix; ++q) load(v[q], at + q * step);
+        if constexpr (forward) butterfly<radix>(v, -1.0f);
+        if (sub > 1) {
 #pragma clang loop unroll(full)
-        for (int q = 1; q < radix; ++q) rotate(v[q], twiddle + 2 * (q - 1), forward ? 1.0f : -1.0f);
+          for (int q = 1; q < radix; ++q) rotate(v[q], twiddle + 2 * (q - 1), forward ? 1.0f : -1.0f);
+        }
+        if constexpr (!forward) butterfly<radix>(v, 1.0f);
+#pragma clang loop unroll(full)
+        for (int q = 0; q < radix; ++q) store(at + q * step, v[q]);
       }
-      if constexpr (!forward) butterfly<radix>(v, 1.0f);
-#pragma clang loop unroll(full)
-      for (int q = 0; q < radix; ++q) store(at + q * step, v[q]);
     }
   }
 }
 
-template <bool forward>
+template <bool forward, int width>
 MARTLET_INLINE void runStage(float* x, int64_t size, const Stage& stage) {
   switch (stage.radix) {
-    case 2: return runStage<2, forward>(x, size, stage);
-    case 3: return runStage<3, forward>(x, size, stage);
-    case 4: return runStage<4, forward>(x, size, stage);
-    default: return runStage<5, forward>(x, size, stage);
+    case 2: return runStage<2, forward, width>(x, size, stage);
+    case 3: return runStage<3, forward, width>(x, size, stage);
+    case 4: return runStage<4, forward, width>(x, size, stage);
+    default: return runStage<5, forward, width>(x, size, stage);
   }
 }
 
 /// In place, natural order to digit-reversed order.
+template <int width = 1>
 MARTLET_INLINE void transformForward(float* x, const Transform& transform) {
-  for (int64_t i = 0; i < transform.stageCount; ++i) runStage<true>(x, transform.size, transform.stage[i]);
+  for (int64_t i = 0; i < transform.stageCount; ++i) runStage<true, width>(x, transform.size, transform.stage[i]);
 }
 /// In place, digit-reversed order to natural order, without the factor 1/size.
+template <int width = 1>
 MARTLET_INLINE void transformBackward(float* x, const Transform& transform) {
-  for (int64_t i = transform.stageCount; i-- > 0;) runStage<false>(x, transform.size, transform.stage[i]);
+  for (int64_t i = transform.stageCount; i-- > 0;) runStage<false, width>(x, transform.size, transform.stage[i]);
 }
 
 // MARK: The right-angle transform in two passes
@@ -264,8 +275,10 @@ struct RightAngle {
   }
 };
 
-/// The smallest size of the form 2^a times 1, 3 or 5 (at most 4/3 of what is needed), cut in two when a row would
-/// leave the first-level cache.
+constexpr int64_t columnLimit = 64;  // four columns of 64 points are 32 KiB
+
+/// The smallest size of the form 2^a times 1, 3 or 5 (at most 4/3 of what is needed), cut in two near its root when it
+/// would leave the first-level cache. Columns are short, so that four neighbours fit; rows may fill the second level.
 std::shared_ptr<const RightAngle> rightAngle(int64_t length) {
   int64_t best = 1;
   while (best < length) best *= 2;
@@ -278,7 +291,7 @@ std::shared_ptr<const RightAngle> rightAngle(int64_t length) {
   const int64_t power = best / odd;
   int64_t columns = 1;
   if (best > 512)
-    while (columns * columns * 2 <= best && columns < 512 && columns < power) columns *= 2;
+    while (columns * columns * 2 <= best && columns < columnLimit && columns < power) columns *= 2;
   static std::mutex lock;
   static std::map<int64_t, std::shared_ptr<const RightAngle>> plans;
   std::lock_guard<std::mutex> hold(lock);
@@ -287,87 +300,103 @@ std::shared_ptr<const RightAngle> rightAngle(int64_t length) {
   return plan;
 }
 
-/// The column half of the forward transform. source: [length] time steps of sixteen channels, `pitch` floats apart,
-/// zero beyond `length`. `wrapped` (may be null): [wrappedLength] steps of sixteen packed channels, whose step m >= 1
-/// enters as the imaginary part at size - m.
-MARTLET_VECTOR static void forwardColumns(const float* source, int64_t pitch, int64_t length, const float* wrapped,
-                                          int64_t wrappedLength, const RightAngle& plan, float* work, float* column) {
+/// A sequence of packed steps, `pitch` floats apart, and, for two-sided kernels, a second one ([length][16], may be null)
+/// whose step m >= 1 is the imaginary part at size - m.
+struct Steps {
+  float* data;
+  int64_t pitch, length;
+  float* wrapped = nullptr;
+};
+
+/// `width` neighbouring columns from l2 on: gathered, twisted, transformed, twisted again, spread over the rows of `work`.
+template <int width>
+MARTLET_INLINE void forwardColumn(const Steps& source, const RightAngle& plan, int64_t l2, float* work, float* column) {
 #pragma clang fp contract(fast)
-  const int64_t columns = plan.column.size, rows = plan.row.size;
-  for (int64_t l2 = 0; l2 < rows; ++l2) {
-    const int64_t filled = length > l2 ? lesser(columns, (length - l2 + rows - 1) / rows) : 0;
-    for (int64_t l1 = 0; l1 < columns; ++l1) {
-      const int64_t mirrored = plan.size - (l1 * rows + l2);
-      const bool back = wrapped && mirrored < wrappedLength;
+  const int64_t columns = plan.column.size, rows = plan.row.size, length = source.length;
+  const float* const twist = plan.twist;
+  for (int64_t l1 = 0; l1 < columns; ++l1) {
+    const float c = twist[2 * l1], s = twist[2 * l1 + 1];
+    for (int64_t r = 0; r < width; ++r) {
+      const int64_t l = l1 * rows + l2 + r, mirrored = plan.size - l;
       Complex v{};
-      if (l1 < filled) {
-        Lanes value;
-        load(value, source + (l1 * rows + l2) * pitch);
-        v.re = value * plan.twist[2 * l1];
-        v.im = value * plan.twist[2 * l1 + 1];
+      Lanes value;
+      if (l < length) {
+        load(value, source.data + l * source.pitch);
+        v.re = value * c;
+        v.im = value * s;
       }
-      if (back) {
-        Lanes value;
-        load(value, wrapped + mirrored * lanes);
-        v.re -= value * plan.twist[2 * l1 + 1];
-        v.im += value * plan.twist[2 * l1];
+      if (source.wrapped && mirrored < length) {
+        load(value, source.wrapped + mirrored * lanes);
+        v.re -= value * s;
+        v.im += value * c;
       }
-      store(column + l1 * point, v);
+      store(column + (l1 * width + r) * point, v);
     }
-    transformForward(column, plan.column);
-    const float* between = plan.between + 2 * l2 * columns;
-    for (int64_t p = 0; p < columns; ++p) {
+  }
+  transformForward<width>(column, plan.column);
+  const float* const between = plan.between + 2 * l2 * columns;
+  for (int64_t p = 0; p < columns; ++p)
+    for (int64_t r = 0; r < width; ++r) {
       Complex v;
-      load(v, column + p * point);
-      rotate(v, between + 2 * p, 1.0f);
-      store(work + p * plan.pitch + l2 * point, v);
+      load(v, column + (p * width + r) * point);
+      rotate(v, between + 2 * (r * columns + p), 1.0f);
+      store(work + p * plan.pitch + (l2 + r) * point, v);
+    }
+}
+
+/// The column half of the forward transform; zero beyond the length.
+MARTLET_VECTOR static void forwardColumns(const Steps& source, const RightAngle& plan, float* work, float* column) {
+  const int64_t rows = plan.row.size;
+  int64_t l2 = 0;
+  for (; l2 + 4 <= rows; l2 += 4) forwardColumn<4>(source, plan, l2, work, column);
+  for (; l2 < rows; ++l2) forwardColumn<1>(source, plan, l2, work, column);
+}
+
+template <int width>
+MARTLET_INLINE void backwardColumn(const float* work, float* column, const RightAngle& plan, int64_t l2, const Steps& target,
+                                   const Steps& base, const Lanes& skips) {
+#pragma clang fp contract(fast)
+  const int64_t columns = plan.column.size, rows = plan.row.size, length = target.length;
+  const float scale = static_cast<float>(1.0 / static_cast<double>(plan.size));
+  const float* const twist = plan.twist;
+  const float* const between = plan.between + 2 * l2 * columns;
+  for (int64_t p = 0; p < columns; ++p)
+    for (int64_t r = 0; r < width; ++r) {
+      Complex v;
+      load(v, work + p * plan.pitch + (l2 + r) * point);
+      rotate(v, between + 2 * (r * columns + p), -1.0f);
+      store(column + (p * width + r) * point, v);
+    }
+  transformBackward<width>(column, plan.column);
+  for (int64_t l1 = 0; l1 < columns; ++l1) {
+    const float c = twist[2 * l1] * scale, s = twist[2 * l1 + 1] * scale;
+    for (int64_t r = 0; r < width; ++r) {
+      const int64_t l = l1 * rows + l2 + r, mirrored = plan.size - l;
+      Complex v;
+      load(v, column + (l1 * width + r) * point);
+      if (l < length) {
+        Lanes value = v.re * c + v.im * s;
+        if (base.data) {
+          Lanes input;
+          load(input, base.data + l * base.pitch);
+          value += skips * input;
+        }
+        store(target.data + l * target.pitch, value);
+      }
+      if (target.wrapped && mirrored < length) store(target.wrapped + mirrored * lanes, v.im * c - v.re * s);
     }
   }
 }
 
-/// The column half of the backward transform, with the factor 1/size. target: [length] steps `pitch` floats apart get
-/// the real part, plus skip times `base` when base is not null. `wrapped`: step m >= 1 gets the imaginary part at size - m.
-MARTLET_VECTOR static void backwardColumns(const float* work, float* column, const RightAngle& plan, float* target,
-                                           int64_t pitch, int64_t length, float* wrapped, int64_t wrappedLength,
-                                           const float* base, int64_t basePitch, const float* skip) {
-#pragma clang fp contract(fast)
-  const int64_t columns = plan.column.size, rows = plan.row.size;
-  const float scale = static_cast<float>(1.0 / static_cast<double>(plan.size));
+/// The column half of the backward transform, with the factor 1/size; skip times `base` is added unless its data is null.
+MARTLET_VECTOR static void backwardColumns(const float* work, float* column, const RightAngle& plan, const Steps& target,
+                                           const Steps& base, const float* skip) {
   Lanes skips{};
-  if (base) load(skips, skip);
-  for (int64_t l2 = 0; l2 < rows; ++l2) {
-    const float* between = plan.between + 2 * l2 * columns;
-    for (int64_t p = 0; p < columns; ++p) {
-      Complex v;
-      load(v, work + p * plan.pitch + l2 * point);
-      rotate(v, between + 2 * p, -1.0f);
-      store(column + p * point, v);
-    }
-    transformBackward(column, plan.column);
-    const int64_t filled = length > l2 ? lesser(columns, (length - l2 + rows - 1) / rows) : 0;
-    for (int64_t l1 = 0; l1 < filled; ++l1) {
-      const int64_t l = l1 * rows + l2;
-      const float c = plan.twist[2 * l1] * scale, s = plan.twist[2 * l1 + 1] * scale;
-      Complex v;
-      load(v, column + l1 * point);
-      Lanes value = v.re * c + v.im * s;
-      if (base) {
-        Lanes input;
-        load(input, base + l * basePitch);
-        value += skips * input;
-      }
-      store(target + l * pitch, value);
-    }
-    if (!wrapped) continue;
-    for (int64_t l1 = 0; l1 < columns; ++l1) {
-      const int64_t mirrored = plan.size - (l1 * rows + l2);
-      if (mirrored >= wrappedLength) continue;
-      const float c = plan.twist[2 * l1] * scale, s = plan.twist[2 * l1 + 1] * scale;
-      Complex v;
-      load(v, column + l1 * point);
-      store(wrapped + mirrored * lanes, v.im * c - v.re * s);
-    }
-  }
+  if (base.data) load(skips, skip);
+  const int64_t rows = plan.row.size;
+  int64_t l2 = 0;
+  for (; l2 + 4 <= rows; l2 += 4) backwardColumn<4>(work, column, plan, l2, target, base, skips);
+  for (; l2 < rows; ++l2) backwardColumn<1>(work, column, plan, l2, target, base, skips);
 }
 
 /// input <- the rows of F^-1(F(input) kernel), `kernel` already a spectrum unless `fresh`.
@@ -581,11 +610,14 @@ struct Tile {
 
   /// Whether whole vectors can be read and written in place.
   bool direct() const { return channelStride == 1 && channels == lanes; }
-  /// A view of packed steps: in place where possible, else copied to `scratch` ([length][16]).
-  std::pair<const float*, int64_t> steps(float* scratch) const {
-    if (direct()) return {data, timeStride};
-    packTile(data, channelStride, timeStride, channels, length, scratch);
-    return {scratch, lanes};
+  /// A view of packed steps: in place where possible, else in `scratch` ([length][16]).
+  Steps view(float* scratch) const {
+    return direct() ? Steps{data, timeStride, length} : Steps{scratch, lanes, length};
+  }
+  /// The same, filled.
+  Steps steps(float* scratch) const {
+    if (!direct()) packTile(data, channelStride, timeStride, channels, length, scratch);
+    return view(scratch);
   }
 };
 
@@ -680,15 +712,15 @@ at::Tensor convolve(const at::Tensor& input, const at::Tensor& kernel, const std
   const at::Tensor skips = skip ? skip->contiguous() : at::Tensor();
   if (taps == 0) return skip ? output.copy_(input * skips.unsqueeze(1)) : output.zero_();
   const Division division(batch, channels);
-  const bool direct = taps <= directLimit;
+  const int64_t ahead = reversed ? taps - 1 : 0, window = taps + ahead;
+  const bool direct = window <= directLimit(length);
   const auto plan = direct ? nullptr : rightAngle(length);
-  const int64_t ahead = reversed ? taps - 1 : 0, window = direct ? taps + ahead : 0;
   const int64_t sequence = direct ? (directSegment + window) * lanes : length * lanes;
   const int64_t work = direct ? 0 : plan->floats();
   // Pieces: 0 kernel steps, 1 reversed kernel steps (direct: two-sided taps), 2 sequence in, 3 sequence out,
   // 4 kernel spectrum, 5 sequence spectrum, 6 one column, 7 skip.
   Scratch scratch({taps * lanes, (reversed || direct ? 2 * taps : 0) * lanes, sequence, sequence, work, work,
-                   direct ? 0 : plan->column.size * point, lanes, direct ? taps * lanes : 0});
+                   direct ? 0 : 4 * plan->column.size * point, lanes, direct ? taps * lanes : 0});
   scratch.allocate(std::min(workerCount(), division.tasks()));
 
   parallelTasks(division.tasks(), [&](int64_t task, int64_t worker) {
@@ -722,17 +754,15 @@ at::Tensor convolve(const at::Tensor& input, const at::Tensor& kernel, const std
     }
     if (reversed)  // step 0 belongs to both kernels
       for (int64_t c = 0; c < lanes; ++c) at(0)[c] += back[c];
-    forwardColumns(at(0), lanes, taps, back, taps, *plan, at(4), at(6));
+    forwardColumns(Steps{at(0), lanes, taps, back}, *plan, at(4), at(6));
     bool fresh = true;
     for (int64_t b = division.begin(piece); b < division.begin(piece + 1); ++b, fresh = false) {
       const Tile u = tileOf(input, b, group), y = tileOf(output, b, group);
-      const auto [steps, pitch] = u.steps(at(2));
-      forwardColumns(steps, pitch, length, nullptr, 0, *plan, at(5), at(6));
+      const Steps steps = u.steps(at(2)), target = y.view(at(3));
+      forwardColumns(steps, *plan, at(5), at(6));
       convolveRows(at(5), at(4), fresh, *plan);
-      float* target = y.direct() ? y.data : at(3);
-      backwardColumns(at(5), at(6), *plan, target, y.direct() ? y.timeStride : lanes, length, nullptr, 0,
-                      skip ? steps : nullptr, pitch, factors);
-      if (!y.direct()) unpackTile(target, y.channels, length, y.data, y.channelStride, y.timeStride);
+      backwardColumns(at(5), at(6), *plan, target, skip ? steps : Steps{}, factors);
+      if (!y.direct()) unpackTile(target.data, y.channels, length, y.data, y.channelStride, y.timeStride);
     }
   });
   return output;
@@ -768,16 +798,16 @@ Gradients convolveBackward(const at::Tensor& gradient, const at::Tensor& input, 
   if (needsKernel) kernelGradient = at::zeros({pieces, channels, kernel.size(1)}, kernel.options());
   if (needsKernel && reversed) reversedGradient = at::zeros({pieces, channels, kernel.size(1)}, kernel.options());
   if (needsSkip) skipGradient = at::zeros({pieces, channels}, kernel.options());
-  const bool direct = taps <= directLimit;
-  const auto plan = direct ? nullptr : rightAngle(length);
   const int64_t ahead = reversed ? taps - 1 : 0, window = taps + ahead, rounded = (window + 7) / 8 * 8;
+  const bool direct = window <= directLimit(length);
+  const auto plan = direct ? nullptr : rightAngle(length);
   const int64_t sequence = direct ? (directSegment + rounded + window) * lanes : length * lanes;
   const int64_t work = direct ? 0 : plan->floats();
   const bool separate = division.batch > division.pieces;  // some piece holds more than one sequence
   // Pieces: 0 kernel, 1 reversed kernel, 2 input, 3 gradient, 4 kernel spectrum, 5 input spectrum, 6 gradient spectrum,
   // 7 sum of products, 8 one column, 9 skip, 10 direct: taps, 11 direct: sums of the taps, 12 direct: output.
   Scratch scratch({taps * lanes, taps * lanes, sequence, sequence, needsInput ? work : 0, needsKernel ? work : 0, work,
-                   needsKernel && separate ? work : 0, direct ? 0 : plan->column.size * point, lanes,
+                   needsKernel && separate ? work : 0, direct ? 0 : 4 * plan->column.size * point, lanes,
                    direct ? window * lanes : 0, direct ? rounded * lanes : 0, direct ? sequence : 0});
   scratch.allocate(std::min(workerCount(), division.tasks()));
 
@@ -832,29 +862,28 @@ Gradients convolveBackward(const at::Tensor& gradient, const at::Tensor& input, 
       if (needsInput) {
         if (reversed)
           for (int64_t c = 0; c < lanes; ++c) at(0)[c] += back[c];
-        forwardColumns(at(0), lanes, taps, back, taps, *plan, at(4), at(8));
+        forwardColumns(Steps{at(0), lanes, taps, back}, *plan, at(4), at(8));
       }
       float* product = endBatch - beginBatch > 1 ? at(7) : at(5);
       for (int64_t b = beginBatch; b < endBatch; ++b) {
         const Tile g = tileOf(gradient, b, group);
-        const auto [slopes, slopePitch] = g.steps(at(3));
-        forwardColumns(slopes, slopePitch, length, nullptr, 0, *plan, at(6), at(8));
+        const Steps slopes = g.steps(at(3));
+        forwardColumns(slopes, *plan, at(6), at(8));
         if (needsKernel || needsSkip) {
-          const auto [steps, pitch] = tileOf(input, b, group).steps(at(2));
-          if (needsSkip) addProducts(steps, pitch, slopes, slopePitch, length, skipSums);
-          if (needsKernel) forwardColumns(steps, pitch, length, nullptr, 0, *plan, at(5), at(8));
+          const Steps steps = tileOf(input, b, group).steps(at(2));
+          if (needsSkip) addProducts(steps.data, steps.pitch, slopes.data, slopes.pitch, length, skipSums);
+          if (needsKernel) forwardColumns(steps, *plan, at(5), at(8));
         }
         correlateRows(at(5), at(6), at(4), product, b == beginBatch, b > beginBatch, b + 1 == endBatch, needsInput,
                       needsKernel, *plan);
         if (!needsInput) continue;
         const Tile out = tileOf(inputGradient, b, group);
-        float* target = out.direct() ? out.data : at(2);
-        backwardColumns(at(6), at(8), *plan, target, out.direct() ? out.timeStride : lanes, length, nullptr, 0,
-                        skip ? slopes : nullptr, slopePitch, factors);
-        if (!out.direct()) unpackTile(target, groupChannels, length, out.data, out.channelStride, out.timeStride);
+        const Steps target = out.view(at(2));
+        backwardColumns(at(6), at(8), *plan, target, skip ? slopes : Steps{}, factors);
+        if (!out.direct()) unpackTile(target.data, groupChannels, length, out.data, out.channelStride, out.timeStride);
       }
       if (needsKernel) {
-        backwardColumns(product, at(8), *plan, at(0), lanes, taps, reversed ? at(1) : nullptr, taps, nullptr, 0, nullptr);
+        backwardColumns(product, at(8), *plan, Steps{at(0), lanes, taps, reversed ? at(1) : nullptr}, Steps{}, nullptr);
         if (reversed) std::copy_n(at(0), lanes, at(1));
       }
     }
@@ -915,27 +944,20 @@ at::Tensor fftConvolutionBidirectional(const at::Tensor& input, const at::Tensor
   return convolveAnyPrecision(input, forward, backward, skip);
 }
 
-const c10::OperatorHandle& operatorNamed(const char* name) {
-  static std::mutex lock;
-  static std::map<std::string, c10::OperatorHandle> handles;
-  std::lock_guard<std::mutex> hold(lock);
-  auto found = handles.find(name);
-  if (found == handles.end()) found = handles.emplace(name, c10::Dispatcher::singleton().findSchemaOrThrow(name, "")).first;
-  return found->second;
-}
-
 struct Convolution : torch::autograd::Function<Convolution> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& input, const at::Tensor& kernel,
                             const std::optional<at::Tensor>& reversed, const std::optional<at::Tensor>& skip) {
     at::AutoDispatchBelowADInplaceOrView guard;
     context->save_for_backward({input, kernel, reversed.value_or(at::Tensor()), skip.value_or(at::Tensor())});
-    if (reversed)
-      return operatorNamed("martlet::fft_convolution_bidirectional")
-          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&)>()
-          .call(input, kernel, *reversed, skip);
-    return operatorNamed("martlet::fft_convolution")
-        .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&)>()
-        .call(input, kernel, skip);
+    static const auto oneSided =
+        c10::Dispatcher::singleton()
+            .findSchemaOrThrow("martlet::fft_convolution", "")
+            .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&)>();
+    static const auto twoSided =
+        c10::Dispatcher::singleton()
+            .findSchemaOrThrow("martlet::fft_convolution_bidirectional", "")
+            .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&)>();
+    return reversed ? twoSided.call(input, kernel, *reversed, skip) : oneSided.call(input, kernel, skip);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
@@ -950,12 +972,14 @@ struct Convolution : torch::autograd::Function<Convolution> {
     const bool needsKernel = context->needs_input_grad(1) || (saved[2].defined() && context->needs_input_grad(2));
     // Inputs that are absent don't count among the edges: skip is the last of those present.
     const bool needsSkip = saved[3].defined() && context->needs_input_grad(saved[2].defined() ? 3 : 2);
-    auto [input, kernel, reversed, skip] =
-        operatorNamed("martlet::fft_convolution_backward")
+    static const auto convolutionBackward =
+        c10::Dispatcher::singleton()
+            .findSchemaOrThrow("martlet::fft_convolution_backward", "")
             .typed<Gradients(const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
-                             const std::optional<at::Tensor>&, std::array<bool, 3>)>()
-            .call(gradients[0], saved[0], saved[1], optional(saved[2]), optional(saved[3]),
-                  {context->needs_input_grad(0), needsKernel, needsSkip});
+                             const std::optional<at::Tensor>&, std::array<bool, 3>)>();
+    auto [input, kernel, reversed, skip] =
+        convolutionBackward.call(gradients[0], saved[0], saved[1], optional(saved[2]), optional(saved[3]),
+                                 {context->needs_input_grad(0), needsKernel, needsSkip});
     return {input, kernel, reversed, skip};
   }
 };

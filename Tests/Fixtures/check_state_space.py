@@ -101,7 +101,7 @@ def check_convolutions():
     one = torch.ops.martlet.fft_convolution
     two = torch.ops.martlet.fft_convolution_bidirectional
     cases = [
-        (1, 1, 1, 1), (2, 3, 5, 2), (1, 16, 17, 17), (3, 17, 100, 7), (2, 40, 129, 128), (1, 33, 300, 129), (2, 16, 640, 640),
+        (1, 4, 1, 1), (2, 3, 5, 2), (1, 16, 17, 17), (3, 17, 100, 7), (2, 40, 129, 128), (1, 33, 300, 129), (2, 16, 640, 640),
         (1, 5, 1000, 300), (1, 16, 513, 2000), (3, 20, 1024, 1024), (1, 32, 1537, 1537), (2, 19, 2500, 2400), (1, 16, 4096, 4096),
         (5, 4, 700, 130), (1, 16, 9001, 64), (1, 7, 20001, 20001), (1, 16, 65536, 65536), (2, 3, 40, 0),
     ]
@@ -192,6 +192,47 @@ def check_step():
         y = torch.stack([torch.ops.martlet.diagonal_ssm_step(u[..., t], c, b, a.exp(), skip, state) for t in range(length)], -1)
         kernel = vandermonde(widened(c) * widened(b), widened(a), length)
         compare(f"step B={batch} D={channels} N={states}", "sequence", y, causal(u.double(), kernel, skip.double()))
+
+
+def check_refusals():
+    """Wrong arguments and second derivatives end in an error that names the operator, never in a wrong result."""
+    ops = torch.ops.martlet
+    u, k = torch.randn(2, 3, 50), torch.randn(3, 50)
+    c, a = torch.randn(3, 4, dtype=torch.complex64), transitions(3, 4)
+    g, h = dplr_nodes(8, 5)
+    state = torch.zeros(2, 3, 4, dtype=torch.complex64)
+
+    def second(function, *arguments):
+        leaves = [x.clone().requires_grad_() for x in arguments]
+        first, = torch.autograd.grad(function(*leaves).abs().square().sum(), leaves[0], create_graph=True)
+        return first
+
+    wrong = {
+        "kernel of other channels": lambda: ops.fft_convolution(u, k[:2]),
+        "input of two dimensions": lambda: ops.fft_convolution(u[0], k),
+        "float64": lambda: ops.fft_convolution(u.double(), k.double()),
+        "skip of other channels": lambda: ops.fft_convolution(u, k, torch.ones(4)),
+        "kernels of two lengths": lambda: ops.fft_convolution_bidirectional(u, k, k[:, :3]),
+        "real coefficient": lambda: ops.vandermonde_kernel(c.real, a, 5),
+        "coefficient of other states": lambda: ops.vandermonde_kernel(c[:, :2], a, 5),
+        "negative length": lambda: ops.vandermonde_kernel(c, a, -1),
+        "numerators of two dimensions": lambda: ops.cauchy_kernel(c, a, g, h),
+        "nodes of two lengths": lambda: ops.cauchy_kernel(c[None], a, g, h[:2]),
+        "gradient for nodes": lambda: ops.cauchy_kernel(c[None], a, g.clone().requires_grad_(), h),
+        "state of other batch": lambda: ops.diagonal_ssm_step(u[:, :, 0], c, c, a, None, state[:1]),
+        "state with strides": lambda: ops.diagonal_ssm_step(u[:, :, 0], c, c, a, None, torch.zeros(2, 3, 8, dtype=c.dtype)[..., ::2]),
+        "second derivative of the convolution": lambda: second(ops.fft_convolution, u, k),
+        "second derivative of the Vandermonde kernel": lambda: second(lambda c, a: ops.vandermonde_kernel(c, a, 9), c, a),
+        "second derivative of the Cauchy kernel": lambda: second(lambda c, a: ops.cauchy_kernel(c, a, g, h), c[None], a),
+    }
+    for name, call in wrong.items():
+        try:
+            call()
+        except RuntimeError as error:
+            if "martlet" not in str(error):
+                failures.append(f"refusal of {name}: {error}")
+        else:
+            failures.append(f"refusal of {name}: accepted")
 
 
 def main():
