@@ -86,6 +86,16 @@ public enum Figure {
     return (value > 0 && !text.hasPrefix("−") ? "+" : "") + text + (name == "accuracy" ? " points" : "")
   }
 
+  /// A quantity with its unit, without zeros that say nothing: "1.00 ms" as "1 ms".
+  public static func trimmed(_ text: String) -> String {
+    let parts = text.split(separator: " ", maxSplits: 1)
+    guard let number = parts.first, number.contains(".") else { return text }
+    var short = String(number)
+    while short.hasSuffix("0") { short.removeLast() }
+    if short.hasSuffix(".") { short.removeLast() }
+    return ([short] + parts.dropFirst().map(String.init)).joined(separator: " ")
+  }
+
   private static func metricDecimals(_ value: Double) -> Int { abs(value) >= 100 ? 1 : abs(value) >= 10 ? 2 : 3 }
 
   private static func significant(_ value: Double) -> String {
