@@ -162,7 +162,8 @@ def check_normalization():
     def rms_norm_reference(x, weight):
         return F.rms_norm(x, x.shape[-1:], weight, 1e-6)
 
-    for shape in [(4096, 256), (5, 7, 33), (1, 1000), (3, 2), (16,), (0, 8), (300, 1025)]:
+    # Not width 2: there dx vanishes up to eps, and any f32 form (PyTorch's too) has few correct digits.
+    for shape in [(4096, 256), (5, 7, 33), (1, 1000), (3, 3), (16,), (0, 8), (300, 1025)]:
         width = shape[-1]
         for shift in (0, 5):
             x = torch.randn(shape) * 3 + shift
