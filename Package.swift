@@ -57,10 +57,10 @@ let package = Package(
   targets: [
     .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"]), .brew(["zlib"])]),
     .target(
-      name: "CTorch", cxxSettings: [.unsafeFlags(headers)],
+      name: "CTorch", cxxSettings: [.unsafeFlags(["-O3"] + headers)],
       linkerSettings: [.unsafeFlags(linkerFlags), .linkedLibrary("torch_cpu"), .linkedLibrary("c10")]),
     .target(
-      name: "CKernels", cxxSettings: [.headerSearchPath("."), .unsafeFlags(headers + vectorWidth + ["-Wno-unused-parameter"])],
+      name: "CKernels", cxxSettings: [.headerSearchPath("."), .unsafeFlags(["-O3"] + headers + vectorWidth + ["-Wno-unused-parameter"])],
       linkerSettings: [.unsafeFlags(linkerFlags), .linkedLibrary("torch_cpu"), .linkedLibrary("c10")]),
     room("Martlet", ["CTorch", "CKernels"]),
     room("MartletNN", ["Martlet"]),

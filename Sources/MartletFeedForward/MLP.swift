@@ -1,0 +1,36 @@
+private let fused = Operator("martlet::mlp")
+
+/// W₂ φ(W₁ x + b₁) + b₂ (Vaswani et al. 2017, eq. 2, with φ = GELU by default).
+public final class MLP: Module, FeedForward {
+  @Child(key: "up") public var up: any LinearLayer
+  @Child(key: "down") public var down: any LinearLayer
+  public let activation: Activation
+
+  public init(width: Int, hidden: Int, activation: Activation = .gelu, bias: Bool = true, generator: RandomGenerator) {
+    self.activation = activation
+    super.init()
+    up = Linear(width, hidden, bias: bias, generator: generator)
+    down = Linear(hidden, width, bias: bias, generator: generator)
+  }
+
+  public func callAsFunction(_ x: Tensor) -> Tensor {
+    // The fused form applies the activation inside the product, where the block is still in cache.
+    if let up = up as? Linear, let down = down as? Linear, activation.isFused, !isAutocastEnabled(x.device) {
+      return fused(
+        .tensor(x), .tensor(up.weight), .tensor(up.bias), .tensor(down.weight), .tensor(down.bias), .string(activation.rawValue))
+    }
+    return down(activation(up(x)))
+  }
+
+  public func multiplyAdds() -> Int { up.multiplyAdds() + down.multiplyAdds() }
+}
+
+extension Activation {
+  /// Whether the fused feed-forward kernels know the activation.
+  var isFused: Bool {
+    switch self {
+    case .gelu, .geluTanh, .relu, .silu: true
+    default: false
+    }
+  }
+}

@@ -1,0 +1,345 @@
+import Foundation
+
+/// Gated linear attention (Yang et al. 2023, arXiv 2312.06635) and its ungated relatives. Per head, with keys and queries in
+/// R^dk and values in R^dv:
+///
+///     S_t = Diag(e^{g_t}) S_{t−1} + k_tᵀ v_t,      o_t = dk^{−½} q_t S_t            (eq. 3)
+///     y = [RMSNorm(o) ⊙ SiLU(x W_g)] W_o                                              (§4.4)
+///
+/// with the log-gate g_t = logsigmoid(x_t W₁ W₂ + b)/τ per key channel. Training runs in chunks with a second level of
+/// sub-chunks (§4.2–4.3) on the kernel `martlet::gated_linear_attention`; ``gatedLinearAttentionReference(_:_:_:logGate:initialState:scale:)``
+/// is the recurrence by plain operators. The state [B, H, dk, dv] does not grow.
+public final class GatedLinearAttention: Module, RecurrentMixer {
+  /// What makes the state forget.
+  public enum GateKind: String, Codable, Sendable, CaseIterable {
+    /// Nothing: plain (unnormalised) linear attention.
+    case none
+    /// A constant per head, log(1 − 2^{−5−h}) (RetNet, Sun et al. 2023), with rotary queries and keys.
+    case retention
+    /// One data-dependent scalar per head and token (Mamba-2's form).
+    case scalar
+    /// One per key channel and token: GLA.
+    case perChannel = "per_channel"
+  }
+
+  public struct Configuration: Sendable {
+    public var width: Int
+    public var heads: Int
+    /// Total width of keys; GLA's default is width/2.
+    public var keyWidth: Int
+    /// Total width of values.
+    public var valueWidth: Int
+    public var gate: GateKind
+    /// Rank of the gate's projection.
+    public var gateRank: Int
+    /// τ: the log-gate is divided by it, so that gates start near 1.
+    public var gateTemperature: Double
+    /// SiLU(x W_g) on the output.
+    public var outputGate: Bool
+    /// Depthwise causal convolution of this size (with SiLU) on queries, keys and values; 0 for none.
+    public var convolution: Int
+    public var chunk: Int
+    /// A non-causal mixer adds the scan of the reversed sequence, with the same projections.
+    public var isCausal: Bool
+
+    public init(
+      width: Int, heads: Int = 4, keyWidth: Int? = nil, valueWidth: Int? = nil, gate: GateKind = .perChannel, gateRank: Int = 16,
+      gateTemperature: Double = 16, outputGate: Bool = true, convolution: Int = 0, chunk: Int = 64, isCausal: Bool = true
+    ) {
+      self.width = width
+      self.heads = heads
+      self.keyWidth = keyWidth ?? width / 2
+      self.valueWidth = valueWidth ?? width
+      self.gate = gate
+      self.gateRank = gateRank
+      self.gateTemperature = gateTemperature
+      self.outputGate = outputGate
+      self.convolution = convolution
+      self.chunk = chunk
+      self.isCausal = isCausal
+    }
+  }
+
+  public let configuration: Configuration
+  @Child public var query: any LinearLayer
+  @Child public var key: any LinearLayer
+  @Child public var value: any LinearLayer
+  @Child(key: "gate_in") public var gateIn: (any LinearLayer)?
+  @Child(key: "gate_out") public var gateOut: (any LinearLayer)?
+  @Child(key: "output_gate") public var outputGate: (any LinearLayer)?
+  @Child public var norm: RMSNorm
+  @Child public var output: any LinearLayer
+  @Child(key: "query_convolution") public var queryConvolution: ShortConvolution?
+  @Child(key: "key_convolution") public var keyConvolution: ShortConvolution?
+  @Child(key: "value_convolution") public var valueConvolution: ShortConvolution?
+  private let rotary: RotaryEmbedding?
+
+  public var isCausal: Bool { configuration.isCausal }
+
+  public init(_ configuration: Configuration, generator: RandomGenerator) {
+    let c = configuration
+    require(
+      c.keyWidth % c.heads == 0 && c.valueWidth % c.heads == 0,
+      "key width \(c.keyWidth) and value width \(c.valueWidth) must be multiples of \(c.heads) heads")
+    self.configuration = c
+    rotary = c.gate == .retention ? RotaryEmbedding(dimensions: c.keyWidth / c.heads) : nil
+    super.init()
+    // Xavier-uniform with gain 2^{−2.5}, as the authors' code initialises every projection.
+    let initializer = Initializer.xavierUniform(gain: pow(2, -2.5))
+    func projection(_ from: Int, _ to: Int, bias: Bool = false) -> any LinearLayer {
+      Linear(from, to, bias: bias, initializer: initializer, generator: generator)
+    }
+    query = projection(c.width, c.keyWidth)
+    key = projection(c.width, c.keyWidth)
+    value = projection(c.width, c.valueWidth)
+    switch c.gate {
+    case .perChannel:
+      gateIn = projection(c.width, c.gateRank)
+      gateOut = projection(c.gateRank, c.keyWidth, bias: true)
+    case .scalar:
+      gateIn = nil
+      gateOut = projection(c.width, c.heads, bias: true)
+    case .none, .retention:
+      gateIn = nil
+      gateOut = nil
+    }
+    outputGate = c.outputGate ? projection(c.width, c.valueWidth) : nil
+    norm = RMSNorm(c.valueWidth / c.heads, epsilon: 1e-5)
+    output = projection(c.valueWidth, c.width)
+    func convolution(_ width: Int) -> ShortConvolution? {
+      c.convolution > 0 ? ShortConvolution(width, kernel: c.convolution, generator: generator) : nil
+    }
+    queryConvolution = convolution(c.keyWidth)
+    keyConvolution = convolution(c.keyWidth)
+    valueConvolution = convolution(c.valueWidth)
+  }
+
+  // MARK: Parallel form
+
+  public func callAsFunction(_ x: Tensor, _ context: MixingContext) -> Tensor {
+    var (q, k, v) = (query(x), key(x), value(x))
+    if let queryConvolution, let keyConvolution, let valueConvolution {
+      (q, k, v) = (queryConvolution(q), keyConvolution(k), valueConvolution(v))
+    }
+    return mix(x, q, k, v, offset: context.offset, mask: context.mask) { q, k, v, g in
+      let forward = gatedLinearAttention(q, k, v, logGate: g, chunk: configuration.chunk).output
+      if isCausal { return forward }
+      // The reversed scan sees position t again: its own term is counted in both directions, as in bidirectional RNNs.
+      let turned = g.map { $0.rank > 1 ? $0.flipped(axis: 2) : $0 }
+      return forward
+        + gatedLinearAttention(
+          q.flipped(axis: 2), k.flipped(axis: 2), v.flipped(axis: 2), logGate: turned, chunk: configuration.chunk
+        ).output.flipped(axis: 2)
+    }
+  }
+
+  /// Heads, gates, the scan that is given, then norm, output gate and projection. x: [B, L, D].
+  private func mix(
+    _ x: Tensor, _ q: Tensor, _ k: Tensor, _ v: Tensor, offset: Int, mask: Tensor?,
+    _ scan: (Tensor, Tensor, Tensor, Tensor?) -> Tensor
+  ) -> Tensor {
+    let heads = configuration.heads
+    var (q, k, v) = (splitHeads(q, heads), splitHeads(k, heads), splitHeads(v, heads))
+    if let rotary { (q, k) = (rotary(q, offset: offset), rotary(k, offset: offset)) }
+    var gate = logGate(x)
+    if let mask {
+      // Padding writes nothing and forgets nothing.
+      let keep = mask[.all, .newAxis, .all, .newAxis].to(x.dtype)
+      k = k * keep
+      if let full = gate, full.rank == 4 { gate = full * keep }
+      if let full = gate, full.rank == 3 { gate = full * keep.squeezed(-1) }
+    }
+    var o = norm(scan(q, k, v, gate))  // [B, H, L, dv], normalised per head
+    o = mergeHeads(o)
+    if let outputGate { o = o * outputGate(x).silu() }
+    return output(o)
+  }
+
+  /// g ≤ 0: [B, H, L, dk], [B, H, L], [H], or `nil` for none.
+  func logGate(_ x: Tensor) -> Tensor? {
+    switch configuration.gate {
+    case .none: return nil
+    case .retention: return Tensor(Self.retentionLogDecay(heads: configuration.heads)).to(x.dtype)
+    case .scalar: return (gateOut!(x).logSigmoid() / configuration.gateTemperature).swappedAxes(1, 2)
+    case .perChannel: return splitHeads(gateOut!(gateIn!(x)).logSigmoid() / configuration.gateTemperature, configuration.heads)
+    }
+  }
+
+  /// log(1 − 2^{−5−h}) for each head.
+  public static func retentionLogDecay(heads: Int) -> [Double] { (0..<heads).map { log1p(-pow(2, -5 - Double($0))) } }
+
+  // MARK: Recurrent form
+
+  public struct State {
+    /// [B, H, dk, dv]
+    public var memory: Tensor
+    /// The last inputs of the three short convolutions.
+    public var convolutions: [Tensor]
+    /// Tokens seen, for rotary positions.
+    public var position: Int
+  }
+
+  public func initialState(batch: Int) -> State {
+    require(isCausal, "a bidirectional scan can't run token by token")
+    let c = configuration
+    let like = query.denseWeight()
+    let convolutions = [queryConvolution, keyConvolution, valueConvolution].compactMap { $0?.initialState(batch: batch) }
+    return State(
+      memory: .zeros(
+        [batch, c.heads, c.keyWidth / c.heads, c.valueWidth / c.heads], dtype: like.dtype, device: like.device),
+      convolutions: convolutions, position: 0)
+  }
+
+  public func step(_ x: Tensor, _ state: inout State) -> Tensor {
+    var (q, k, v) = (query(x), key(x), value(x))
+    if let queryConvolution, let keyConvolution, let valueConvolution {
+      q = queryConvolution.step(q, &state.convolutions[0])
+      k = keyConvolution.step(k, &state.convolutions[1])
+      v = valueConvolution.step(v, &state.convolutions[2])
+    }
+    let fused = fusedKernelsServe(x) && !isGradientEnabled
+    var memory = state.memory
+    let row = x.expandedDimension(1)
+    let y = mix(
+      row, q.expandedDimension(1), k.expandedDimension(1), v.expandedDimension(1), offset: state.position, mask: nil
+    ) { q, k, v, g in
+      guard fused else {
+        let (o, end) = gatedLinearAttentionReference(q, k, v, logGate: g, initialState: memory)
+        memory = end
+        return o
+      }
+      let gate = g.map { $0.rank > 1 ? $0.selected(axis: 2, 0) : $0 }
+      return stepKernel(
+        .tensor(q.selected(axis: 2, 0)), .tensor(k.selected(axis: 2, 0)), .tensor(v.selected(axis: 2, 0)), .tensor(gate),
+        .tensor(memory)
+      ).expandedDimension(2)
+    }
+    state.memory = memory
+    state.position += 1
+    return y.selected(axis: 1, 0)
+  }
+
+  public func advance(_ x: Tensor, _ state: inout State) -> Tensor {
+    var inputs = [query(x), key(x), value(x)]
+    for (i, convolution) in [queryConvolution, keyConvolution, valueConvolution].enumerated() {
+      guard let convolution else { continue }
+      let window = concatenated([state.convolutions[i], inputs[i]], axis: 1)
+      inputs[i] = convolution(window)[.all, (convolution.kernel - 1)...]
+      state.convolutions[i] = window[.all, (window.dim(1) - convolution.kernel + 1)...]
+    }
+    var memory = state.memory
+    let y = mix(x, inputs[0], inputs[1], inputs[2], offset: state.position, mask: nil) { q, k, v, g in
+      let (o, end) = gatedLinearAttention(q, k, v, logGate: g, initialState: memory, chunk: configuration.chunk)
+      memory = end
+      return o
+    }
+    state.memory = memory
+    state.position += x.dim(1)
+    return y
+  }
+
+  public func stateBytes(_ state: State) -> Int { state.memory.byteCount + state.convolutions.reduce(0) { $0 + $1.byteCount } }
+
+  public func multiplyAdds(length: Int) -> Int {
+    let c = configuration
+    let maps = [query, key, value, output, gateIn, gateOut, outputGate].compactMap { $0?.multiplyAdds() }.reduce(0, +)
+    let (dk, dv) = (c.keyWidth / c.heads, c.valueWidth / c.heads)
+    return length * (maps + c.heads * (2 * dk * dv + c.chunk * (dk + dv) / 2))
+  }
+}
+
+private let kernel = Operator("martlet::gated_linear_attention")
+private let stepKernel = Operator("martlet::gated_linear_attention_step")
+
+/// The scan S_t = Diag(e^{g_t}) S_{t−1} + k_tᵀ v_t, o_t = scale · q_t S_t.
+///
+/// - Parameters:
+///   - query, key: [B, H, L, dk]; value: [B, H, L, dv].
+///   - logGate: ≤ 0, [B, H, L, dk], [B, H, L] or [H]; `nil` for none.
+///   - initialState: [B, H, dk, dv]; `nil` for zeros.
+///   - scale: default dk^−½.
+/// - Returns: o [B, H, L, dv] and the last state.
+public func gatedLinearAttention(
+  _ query: Tensor, _ key: Tensor, _ value: Tensor, logGate: Tensor?, initialState: Tensor? = nil, scale: Double? = nil,
+  chunk: Int = 64
+) -> (output: Tensor, state: Tensor) {
+  guard fusedKernelsServe(query) else {
+    return gatedLinearAttentionChunked(query, key, value, logGate: logGate, initialState: initialState, scale: scale, chunk: chunk)
+  }
+  let results = kernel.many(
+    .tensor(query), .tensor(key), .tensor(value), .tensor(logGate), .tensor(initialState), scale.map { .double($0) } ?? .none,
+    .int(chunk))
+  return (results[0] ?? .zeros([1]), results[1] ?? .zeros([1]))
+}
+
+/// The recurrence, token by token in plain operators: the oracle.
+public func gatedLinearAttentionReference(
+  _ query: Tensor, _ key: Tensor, _ value: Tensor, logGate: Tensor?, initialState: Tensor? = nil, scale: Double? = nil
+) -> (output: Tensor, state: Tensor) {
+  let factor = scale ?? 1 / Double(query.dim(-1)).squareRoot()
+  let decay = fullGate(logGate, like: key)?.exp()
+  var state =
+    initialState
+    ?? Tensor.zeros([key.dim(0), key.dim(1), key.dim(3), value.dim(3)], dtype: key.dtype, device: key.device)
+  var outputs: [Tensor] = []
+  for t in 0..<key.dim(2) {
+    if let decay { state = state * decay.selected(axis: 2, t).expandedDimension(-1) }
+    state = state + key.selected(axis: 2, t).expandedDimension(-1) * value.selected(axis: 2, t).expandedDimension(-2)
+    outputs.append(query.selected(axis: 2, t).expandedDimension(-2).matmul(state).squeezed(-2) * factor)
+  }
+  return (stacked(outputs, axis: 2), state)
+}
+
+/// The gate as [B, H, L, dk].
+private func fullGate(_ gate: Tensor?, like key: Tensor) -> Tensor? {
+  guard let gate else { return nil }
+  switch gate.rank {
+  case 1: return gate.reshaped(1, -1, 1, 1).broadcast(to: key.shape)
+  case 3: return gate.expandedDimension(-1).broadcast(to: key.shape)
+  default: return gate
+  }
+}
+
+/// The chunked form with sub-chunks (eqs. 4–7 and §4.3) in plain operators: linear in the length on every device and dtype.
+/// All exponents are ≤ 0: products between sub-chunks are taken relative to the row before the later one.
+public func gatedLinearAttentionChunked(
+  _ query: Tensor, _ key: Tensor, _ value: Tensor, logGate: Tensor?, initialState: Tensor? = nil, scale: Double? = nil,
+  chunk: Int = 64, subchunk: Int = 16
+) -> (output: Tensor, state: Tensor) {
+  let factor = scale ?? 1 / Double(query.dim(-1)).squareRoot()
+  // A gate of −∞ would make differences of its sums undefined; e^{−100} is 0 beside anything in float32.
+  let gate = fullGate(logGate, like: key)?.clamped(min: -100) ?? Tensor.zeros(like: key)
+  let length = key.dim(2)
+  var state =
+    initialState
+    ?? Tensor.zeros([key.dim(0), key.dim(1), key.dim(3), value.dim(3)], dtype: key.dtype, device: key.device)
+  var outputs: [Tensor] = []
+  for start in stride(from: 0, to: length, by: chunk) {
+    let size = min(chunk, length - start)
+    func part(_ x: Tensor) -> Tensor { x.narrowed(axis: 2, start: start, length: size) }
+    let (q, k, v) = (part(query) * factor, part(key), part(value))
+    let b = part(gate).cumulativeSum(axis: 2)  // [B, H, C, dk], inclusive
+    let last = b.narrowed(axis: 2, start: size - 1, length: 1)
+    let fromState = (q * b.exp()).matmul(state)
+    var rows: [Tensor] = []
+    for i in stride(from: 0, to: size, by: subchunk) {
+      let n = min(subchunk, size - i)
+      let (qi, bi) = (q.narrowed(axis: 2, start: i, length: n), b.narrowed(axis: 2, start: i, length: n))
+      // Within the sub-chunk, elementwise: the mask comes before the exponential.
+      let difference = bi.expandedDimension(3) - bi.expandedDimension(2)  // [B, H, n, n, dk]
+      let future = Tensor.ones([n, n], dtype: .bool, device: key.device).upperTriangle(1).expandedDimension(-1)
+      let weight = difference.maskedFill(future, -.infinity).exp()
+      let ki = k.narrowed(axis: 2, start: i, length: n)
+      var scores = [(qi.expandedDimension(3) * ki.expandedDimension(2) * weight).sum(axis: -1)]
+      if i > 0 {
+        let reference = b.narrowed(axis: 2, start: i - 1, length: 1)
+        let before = k.narrowed(axis: 2, start: 0, length: i) * (reference - b.narrowed(axis: 2, start: 0, length: i)).exp()
+        scores.insert((qi * (bi - reference).exp()).matmul(before.T), at: 0)
+      }
+      rows.append(concatenated(scores, axis: -1).matmul(v.narrowed(axis: 2, start: 0, length: i + n)))
+    }
+    outputs.append(fromState + concatenated(rows, axis: 2))
+    state = last.exp().T * state + (k * (last - b).exp()).T.matmul(v)
+  }
+  return (concatenated(outputs, axis: 2), state)
+}

@@ -1,0 +1,227 @@
+/// What a mixer of a model is told besides its own options.
+public struct MixerSite: Sendable {
+  /// The model's width.
+  public var width: Int
+  /// Heads, for mixers that have them.
+  public var heads: Int
+  public var isCausal: Bool
+  /// The longest sequence expected.
+  public var length: Int
+  public var dropout: Double
+
+  public init(width: Int, heads: Int, isCausal: Bool, length: Int, dropout: Double = 0) {
+    self.width = width
+    self.heads = heads
+    self.isCausal = isCausal
+    self.length = length
+    self.dropout = dropout
+  }
+}
+
+/// A mixer that can be chosen by name and options, as the command line, recipes and comparisons do.
+public struct MixerKind: Sendable {
+  public let name: String
+  /// One line for lists.
+  public let summary: String
+  public let keys: [ConfigurationKey]
+  /// Suffixes of the parameters that want a small learning rate of their own and no weight decay.
+  public let slowParameters: [String]
+  let make: @Sendable (MixerSite, JSONValue, RandomGenerator) throws -> any SequenceMixer
+
+  public init(
+    name: String, summary: String, keys: [ConfigurationKey], slowParameters: [String] = [],
+    make: @escaping @Sendable (MixerSite, JSONValue, RandomGenerator) throws -> any SequenceMixer
+  ) {
+    self.name = name
+    self.summary = summary
+    self.keys = keys
+    self.slowParameters = slowParameters
+    self.make = make
+  }
+
+  /// Builds the mixer. Throws `ConfigurationError` for unknown or unfit options.
+  public func callAsFunction(_ site: MixerSite, options: JSONValue = .null, generator: RandomGenerator) throws -> any SequenceMixer {
+    try make(site, keys.completed(options), generator)
+  }
+
+  /// Every mixer that can be built, by name.
+  public static let all: [MixerKind] = [.softmax, .window, .linear, .gla, .retention, .scalarGate, .s4d, .s4]
+
+  /// The mixer of a name. Throws `ConfigurationError`, which lists the names and suggests the nearest.
+  public static func named(_ name: String) throws -> MixerKind {
+    if let kind = all.first(where: { $0.name == name }) { return kind }
+    throw ConfigurationError(
+      "no mixer is called \"\(name)\".\(Suggestions.phrase(for: name, in: all.map(\.name))) There are: \(all.map(\.name).joined(separator: ", "))")
+  }
+}
+
+/// A mixer by name with options, e.g. `gla` or `s4d?state=32&initialization=legs`.
+public struct MixerChoice: Sendable, Equatable, Codable {
+  public var name: String
+  public var options: JSONValue
+
+  public init(_ name: String, options: JSONValue = .null) {
+    self.name = name
+    self.options = options
+  }
+
+  /// Reads `name` or `name?key=value&key=value`. Throws `ConfigurationError` for a bad name, key or value.
+  public init(parsing text: String) throws {
+    let parts = text.split(separator: "?", maxSplits: 1).map(String.init)
+    guard let name = parts.first else { throw ConfigurationError("an empty mixer name") }
+    let kind = try MixerKind.named(name)
+    self.name = name
+    guard parts.count > 1 else {
+      options = .null
+      return
+    }
+    var object = JSONObject()
+    for pair in parts[1].split(separator: "&") {
+      let sides = pair.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
+      let value = sides.count > 1 ? sides[1] : "true"
+      let isText = kind.keys.first { $0.name == sides[0] }?.type == .string
+      object[sides[0]] = isText ? .string(value) : ((try? JSONValue.parse(value)) ?? .string(value))
+    }
+    options = .object(object)
+    _ = try kind.keys.completed(options)
+  }
+
+  /// The text that `init(parsing:)` reads.
+  public var text: String {
+    guard let object = options.objectValue, !object.isEmpty else { return name }
+    return name + "?"
+      + object.pairs.map { "\($0.key)=\($0.value.stringValue ?? $0.value.serialized())" }.joined(separator: "&")
+  }
+
+  public var kind: MixerKind { get throws { try .named(name) } }
+}
+
+// MARK: The kinds
+
+extension MixerKind {
+  private static let rotaryKey = ConfigurationKey("rotary", .boolean, default: true, "rotary positions on queries and keys")
+  private static let headsKey = ConfigurationKey("heads", .integer, default: 0, "heads; 0 takes the model's")
+
+  private static func heads(_ options: JSONValue, _ site: MixerSite) throws -> Int {
+    let heads = options["heads"]?.intValue ?? 0
+    let chosen = heads == 0 ? site.heads : heads
+    guard chosen > 0, site.width % chosen == 0 else {
+      throw ConfigurationError("width \(site.width) is not a multiple of \(chosen) heads")
+    }
+    return chosen
+  }
+
+  private static func softmaxConfiguration(_ site: MixerSite, _ options: JSONValue, window: Int?) throws -> SoftmaxAttention.Configuration {
+    let heads = try heads(options, site)
+    let shared = options["kv_heads"]?.intValue ?? 0
+    let keyValueHeads = shared == 0 ? heads : shared
+    guard keyValueHeads > 0, heads % keyValueHeads == 0 else {
+      throw ConfigurationError("\(heads) heads are not a multiple of kv_heads \(keyValueHeads)")
+    }
+    let rotary = options["rotary"]?.boolValue ?? true
+    guard !rotary || site.width / heads % 2 == 0 else {
+      throw ConfigurationError("rotary positions need an even head width, got \(site.width / heads)")
+    }
+    return SoftmaxAttention.Configuration(
+      width: site.width, heads: heads, keyValueHeads: keyValueHeads, isCausal: site.isCausal, window: window,
+      rotaryBase: rotary ? 10000 : nil, bias: options["bias"]?.boolValue ?? false,
+      queryKeyNorm: options["qk_norm"]?.boolValue ?? false)
+  }
+
+  private static let softmaxKeys: [ConfigurationKey] = [
+    headsKey, ConfigurationKey("kv_heads", .integer, default: 0, "key/value heads (grouped-query attention); 0 for as many as heads"),
+    rotaryKey, ConfigurationKey("bias", .boolean, default: false, "biases in the projections"),
+    ConfigurationKey("qk_norm", .boolean, default: false, "RMS-normalise queries and keys per head"),
+  ]
+
+  static let softmax = MixerKind(
+    name: "softmax", summary: "softmax attention over all positions (Vaswani et al. 2017)", keys: softmaxKeys
+  ) { site, options, generator in
+    SoftmaxAttention(try softmaxConfiguration(site, options, window: nil), generator: generator)
+  }
+
+  static let window = MixerKind(
+    name: "window", summary: "softmax attention over a sliding window",
+    keys: softmaxKeys + [ConfigurationKey("window", .integer, default: 64, "positions seen on each side")]
+  ) { site, options, generator in
+    let window = options["window"]?.intValue ?? 64
+    guard window >= 0 else { throw ConfigurationError("the window must not be negative, got \(window)") }
+    return SoftmaxAttention(try softmaxConfiguration(site, options, window: window), generator: generator)
+  }
+
+  static let linear = MixerKind(
+    name: "linear", summary: "linear attention with elu + 1 features (Katharopoulos et al. 2020)", keys: [headsKey]
+  ) { site, options, generator in
+    LinearAttention(.init(width: site.width, heads: try heads(options, site), isCausal: site.isCausal), generator: generator)
+  }
+
+  private static let gatedKeys: [ConfigurationKey] = [
+    headsKey, ConfigurationKey("key_ratio", .number, default: 0.5, "total key width over model width"),
+    ConfigurationKey("value_ratio", .number, default: 1, "total value width over model width"),
+    ConfigurationKey("gate_rank", .integer, default: 16, "rank of the gate's projection"),
+    ConfigurationKey("gate_temperature", .number, default: 16, "τ: log-gates are divided by it"),
+    ConfigurationKey("output_gate", .boolean, default: true, "SiLU gate on the output"),
+    ConfigurationKey("convolution", .integer, default: 0, "size of a causal depthwise convolution on q, k, v; 0 for none"),
+    ConfigurationKey("chunk", .integer, default: 64, "positions processed together"),
+  ]
+
+  private static func gated(_ name: String, _ summary: String, _ gate: GatedLinearAttention.GateKind) -> MixerKind {
+    MixerKind(name: name, summary: summary, keys: gatedKeys) { site, options, generator in
+      let heads = try heads(options, site)
+      func total(_ key: String, _ fallback: Double) -> Int {
+        // The nearest even width per head, at least 2.
+        max(2, 2 * Int((Double(site.width) * (options[key]?.doubleValue ?? fallback) / Double(2 * heads)).rounded())) * heads
+      }
+      let configuration = GatedLinearAttention.Configuration(
+        width: site.width, heads: heads, keyWidth: total("key_ratio", 0.5), valueWidth: total("value_ratio", 1), gate: gate,
+        gateRank: options["gate_rank"]?.intValue ?? 16, gateTemperature: options["gate_temperature"]?.doubleValue ?? 16,
+        outputGate: options["output_gate"]?.boolValue ?? true, convolution: options["convolution"]?.intValue ?? 0,
+        chunk: options["chunk"]?.intValue ?? 64, isCausal: site.isCausal)
+      guard configuration.gateRank > 0, configuration.gateTemperature > 0, configuration.chunk > 0, configuration.convolution >= 0 else {
+        throw ConfigurationError("gate_rank, gate_temperature and chunk must be positive and convolution not negative")
+      }
+      return GatedLinearAttention(configuration, generator: generator)
+    }
+  }
+
+  static let gla = gated("gla", "gated linear attention (Yang et al. 2023)", .perChannel)
+  static let retention = gated("retention", "retention: constant decay per head (Sun et al. 2023)", .retention)
+  static let scalarGate = gated("scalar_gate", "linear attention with one data-dependent decay per head", .scalar)
+
+  private static let stateKeys: [ConfigurationKey] = [
+    ConfigurationKey("state", .integer, default: 64, "N, state size of each channel (even)"),
+    ConfigurationKey("dt_min", .number, default: 0.001, "smallest step at the start"),
+    ConfigurationKey("dt_max", .number, default: 0.1, "largest step at the start"),
+  ]
+
+  private static func stateConfiguration(_ site: MixerSite, _ options: JSONValue, _ structure: S4.Structure) throws -> S4.Configuration {
+    let state = options["state"]?.intValue ?? 64
+    let (low, high) = (options["dt_min"]?.doubleValue ?? 1e-3, options["dt_max"]?.doubleValue ?? 1e-1)
+    guard state > 0, state % 2 == 0 else { throw ConfigurationError("state must be even and positive, got \(state)") }
+    guard low > 0, low <= high else { throw ConfigurationError("steps need 0 < dt_min ≤ dt_max, got \(low) and \(high)") }
+    return S4.Configuration(
+      width: site.width, state: state, structure: structure, stepRange: low...high, length: max(site.length, 1),
+      isCausal: site.isCausal, dropout: site.dropout)
+  }
+
+  static let s4d = MixerKind(
+    name: "s4d", summary: "diagonal state space (Gu et al. 2022)",
+    keys: stateKeys + [
+      ConfigurationKey(
+        "initialization", .string, default: "lin", "of the state matrix", choices: DiagonalKernel.Initialization.allCases.map(\.rawValue)),
+      ConfigurationKey("discretization", .string, default: "zoh", "of the system", choices: Discretization.allCases.map(\.rawValue)),
+    ], slowParameters: DiagonalKernel.slowParameters
+  ) { site, options, generator in
+    var configuration = try stateConfiguration(site, options, .diagonal)
+    configuration.initialization = .init(rawValue: options["initialization"]?.stringValue ?? "lin") ?? .lin
+    configuration.discretization = .init(rawValue: options["discretization"]?.stringValue ?? "zoh") ?? .zoh
+    return S4(configuration, generator: generator)
+  }
+
+  static let s4 = MixerKind(
+    name: "s4", summary: "state space with a diagonal plus rank one matrix, HiPPO-LegS (Gu et al. 2021)", keys: stateKeys,
+    slowParameters: DPLRKernel.slowParameters
+  ) { site, options, generator in
+    S4(try stateConfiguration(site, options, .dplr), generator: generator)
+  }
+}

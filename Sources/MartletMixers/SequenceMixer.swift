@@ -1,0 +1,81 @@
+@_exported import MartletNN
+
+/// What a mixer must know of a batch besides its values.
+public struct MixingContext: @unchecked Sendable {
+  /// [batch, length] bool, true at real positions; `nil` when all are. Padding stands at the end of a sequence.
+  public var mask: Tensor?
+  /// Position of the first element, for rotary embeddings of a continued sequence.
+  public var offset: Int
+
+  public init(mask: Tensor? = nil, offset: Int = 0) {
+    self.mask = mask
+    self.offset = offset
+  }
+}
+
+/// Mixes information along the sequence. x: [batch, length, width] → the same shape.
+///
+/// Whether a mixer is causal is decided when it is built, because bidirectional forms may have parameters of their own.
+public protocol SequenceMixer: Module {
+  /// True when output t depends on inputs 0...t only.
+  var isCausal: Bool { get }
+  /// The parallel form.
+  func callAsFunction(_ x: Tensor, _ context: MixingContext) -> Tensor
+  /// Multiplications with addition for one sequence of a length, for cost models.
+  func multiplyAdds(length: Int) -> Int
+}
+
+extension SequenceMixer {
+  public func callAsFunction(_ x: Tensor) -> Tensor { self(x, MixingContext()) }
+}
+
+/// A mixer that also runs token by token, in constant memory or, for caches, in memory that grows.
+public protocol RecurrentMixer: SequenceMixer {
+  associatedtype State
+  /// The state before the first token.
+  func initialState(batch: Int) -> State
+  /// One token. x: [batch, width] → [batch, width].
+  func step(_ x: Tensor, _ state: inout State) -> Tensor
+  /// Many tokens from a state: the parallel form where the method has one that takes a state. x: [batch, length, width].
+  func advance(_ x: Tensor, _ state: inout State) -> Tensor
+  /// Bytes of a state.
+  func stateBytes(_ state: State) -> Int
+}
+
+extension RecurrentMixer {
+  public func advance(_ x: Tensor, _ state: inout State) -> Tensor {
+    stacked((0..<x.dim(1)).map { step(x.selected(axis: 1, $0), &state) }, axis: 1)
+  }
+
+  /// A state whose type the caller need not know.
+  public func initialAnyState(batch: Int) -> Any { initialState(batch: batch) }
+  public func stepAny(_ x: Tensor, _ state: inout Any) -> Tensor {
+    guard var own = state as? State else { fatalError("a state of \(type(of: state)) was given to \(Self.self)") }
+    defer { state = own }
+    return step(x, &own)
+  }
+  public func advanceAny(_ x: Tensor, _ state: inout Any) -> Tensor {
+    guard var own = state as? State else { fatalError("a state of \(type(of: state)) was given to \(Self.self)") }
+    defer { state = own }
+    return advance(x, &own)
+  }
+  public func anyStateBytes(_ state: Any) -> Int { (state as? State).map(stateBytes) ?? 0 }
+}
+
+/// Whether the fused CPU kernels can serve a tensor; otherwise the reference form in plain operators does.
+func fusedKernelsServe(_ x: Tensor) -> Bool {
+  !KernelChoice.referenceOnly && x.device == .cpu && x.dtype == .float32
+}
+
+/// Lets tests and benchmarks compare the fused kernels with their reference forms.
+public enum KernelChoice {
+  @TaskLocal public static var referenceOnly = false
+}
+
+/// [batch, length, heads·d] → [batch, heads, length, d], a view.
+func splitHeads(_ x: Tensor, _ heads: Int) -> Tensor {
+  x.reshaped(x.dim(0), x.dim(1), heads, -1).swappedAxes(1, 2)
+}
+
+/// [batch, heads, length, d] → [batch, length, heads·d].
+func mergeHeads(_ x: Tensor) -> Tensor { x.swappedAxes(1, 2).reshaped(x.dim(0), x.dim(2), -1) }

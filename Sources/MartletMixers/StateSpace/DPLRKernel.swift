@@ -1,0 +1,157 @@
+import Foundation
+import MartletNN
+
+/// D independent state spaces whose matrix is diagonal plus rank one (S4, Gu et al. 2021, arXiv 2111.00396, §3):
+/// A = Λ − P P*, with the bilinear discretisation. The length-L kernel is found from its L-point generating function, which
+/// the Woodbury identity turns into four Cauchy sums (Theorem 3 and Algorithm 1), and one inverse FFT.
+///
+/// What is trained is C̃ = C(I − Ā^L) for a fixed L; a longer sequence doubles L by C̃ ← C̃(I + Ā^L).
+public final class DPLRKernel: Module {
+  @Parameter(key: "log_dt") public var logStep: Tensor
+  @Parameter(key: "log_A_real") public var logDecay: Tensor
+  @Parameter(key: "A_imag") public var frequency: Tensor
+  @Parameter(key: "B") public var input: Tensor
+  /// P as pairs (re, im), [D, N/2, 2].
+  @Parameter(key: "P") public var lowRank: Tensor
+  /// C̃ as pairs, [directions, D, N/2, 2].
+  @Parameter(key: "C") public var output: Tensor
+  /// The length L that C̃ belongs to, a number kept in the state so that a checkpoint means what it says.
+  @Buffer(key: "L") public var kernelLength: Tensor
+
+  public init(
+    width: Int, state: Int = 64, length: Int, directions: Int = 1, stepRange: ClosedRange<Double> = 1e-3...1e-1,
+    generator: RandomGenerator
+  ) {
+    super.init()
+    require(length > 0, "the kernel length must be positive, got \(length)")
+    let half = state / 2
+    let (low, high) = (log(stepRange.lowerBound), log(stepRange.upperBound))
+    let parts = HiPPO.representatives(state)
+    func spread(_ x: Tensor) -> Tensor { x.to(.float32).broadcast(to: [width] + x.shape).contiguous() }
+    func pairs(_ x: Tensor) -> Tensor { x.resolvingConjugate().viewAsReal().copy() }
+    logStep = Tensor.random([width], generator: generator) * (high - low) + low
+    logDecay = spread((-parts.Lambda.realPart).log())
+    frequency = spread(parts.Lambda.imaginaryPart)
+    input = spread(pairs(parts.B))
+    lowRank = spread(pairs(parts.P))
+    kernelLength = Tensor([length])
+    let c = Tensor.randomNormal([directions, width, half, 2], generator: generator) * 0.5.squareRoot()
+    output = c
+    output = withoutGradient {
+      Self.pairs(multiply(c.viewAsComplex(), identityMinus: power(length)).to(.complex64))
+    }
+  }
+
+  public static let slowParameters = ["log_dt", "log_A_real", "A_imag", "B", "P"]
+
+  private static func pairs(_ x: Tensor) -> Tensor { x.resolvingConjugate().viewAsReal().copy() }
+
+  public var transitionMatrix: Tensor { Tensor.complex(-logDecay.exp(), frequency) }
+
+  // MARK: The kernel
+
+  /// [directions, D, length]. A longer sequence than before doubles L first; a shorter one takes the kernel's beginning.
+  public func callAsFunction(length: Int) -> Tensor {
+    while kernelLength.itemInt() < length { doubleLength() }
+    let whole = kernelLength.itemInt()
+    let directions = output.dim(0)
+    let lambda = transitionMatrix
+    let complexType = lambda.dtype
+    let step = logStep.exp().expandedDimension(-1).to(complexType)
+    let (b, p, c) = (input.viewAsComplex(), lowRank.viewAsComplex(), output.viewAsComplex())
+    // Nodes of the unit circle; multiplied through by (1 + ω)/2 nothing is singular at ω = −1.
+    let angles = Tensor.arange(0, Double(whole / 2 + 1), dtype: .float64, device: lambda.device) * (-2 * .pi / Double(whole))
+    let omega = Tensor.complex(angles.cos(), angles.sin())
+    let g = (1.0 - omega).to(complexType)
+    let h = ((omega + 1.0) * 0.5).to(complexType)
+    let rows = concatenated(
+      [c * b, c * p].map { $0 } + [(p.conjugated() * b).expandedDimension(0), (p.conjugated() * p).expandedDimension(0)], axis: 0)
+    let sums = cauchyKernel(
+      numerators: (rows * step).resolvingConjugate(), poles: (lambda * step).resolvingConjugate(), nodesG: g, nodesH: h)
+    let cb = sums[..<directions]
+    let cp = sums[directions..<2 * directions]
+    let pb = sums[2 * directions]
+    let pp = sums[2 * directions + 1]
+    let spectrum = cb - cp * pb * h / (pp * h + 1.0)
+    return spectrum.irfft(length: whole)[.ellipsis, ..<length]
+  }
+
+  // MARK: Dense forms, over all N states in complex128
+
+  /// Ā and B̄ of every channel: [D, N, N] and [D, N] complex128.
+  public func dense() -> (A: Tensor, B: Tensor) {
+    func closed(_ x: Tensor) -> Tensor { concatenated([x, x.conjugated()], axis: -1).resolvingConjugate() }
+    let lambda = closed(Tensor.complex(-logDecay.to(.float64).exp(), frequency.to(.float64)))
+    let p = closed(lowRank.to(.float64).viewAsComplex())
+    let b = closed(input.to(.float64).viewAsComplex())
+    let step = logStep.to(.float64).exp().reshaped(-1, 1, 1).to(.complex128)
+    let a = lambda.asDiagonal() - p.expandedDimension(-1) * p.conjugated().expandedDimension(-2)
+    let identity = Tensor.eye(a.dim(-1), dtype: .float64).to(.complex128)
+    let left = identity - a * step * 0.5
+    return (left.solve(identity + a * step * 0.5), left.solve(b.expandedDimension(-1) * step).squeezed(-1))
+  }
+
+  /// Ā^n by repeated squaring, [D, N, N] complex128.
+  private func power(_ n: Int) -> Tensor { dense().A.matrixPower(n) }
+
+  /// The half set of c (I − M) for c [S, D, N/2] given by its half and M [D, N, N].
+  private func multiply(_ c: Tensor, identityMinus m: Tensor) -> Tensor {
+    let half = c.dim(-1)
+    let row = concatenated([c, c.conjugated()], axis: -1).to(.complex128).expandedDimension(-2)  // [S, D, 1, N]
+    return (row - row.matmul(m)).squeezed(-2)[.ellipsis, ..<half]
+  }
+
+  /// C̃ ← C̃ (I + Ā^L), L ← 2L.
+  private func doubleLength() {
+    withoutGradient {
+      let longer = multiply(output.viewAsComplex(), identityMinus: power(kernelLength.itemInt()) * -1.0)
+      output.copyInPlace(Self.pairs(longer.to(.complex64)))
+      kernelLength.multiplyInPlace(2)
+    }
+  }
+
+  /// C of the recurrence, C̃ (I − Ā^L)⁻¹, as its half set [directions, D, N/2] complex128.
+  public func recurrentOutput() -> Tensor {
+    withoutGradient {
+      let half = output.dim(-2)
+      let c = output.viewAsComplex()
+      let row = concatenated([c, c.conjugated()], axis: -1).to(.complex128)  // [S, D, N]
+      let identity = Tensor.eye(2 * half, dtype: .float64).to(.complex128)
+      let m = (identity - power(kernelLength.itemInt())).T  // x (I − M) = c  ⇔  (I − M)ᵀ xᵀ = cᵀ
+      return m.solve(row.expandedDimension(-1)).squeezed(-1)[.ellipsis, ..<half]
+    }
+  }
+
+  /// What the O(N) step needs: with E = 2/Δ + Λ and F = 1/(2/Δ − Λ),
+  /// t = E⊙x − P(P*x) + 2Bu,  x ← F⊙(t − P(P*(F⊙t))/(1 + P*(F⊙P))); inner products over the conjugate-closed set.
+  public struct StepTerms {
+    let e, f, p, b, c: Tensor
+    /// 1/(1 + P*(F⊙P)), [D, 1].
+    let gain: Tensor
+  }
+
+  public func stepTerms() -> StepTerms {
+    withoutGradient {
+      let lambda = Tensor.complex(-logDecay.to(.float64).exp(), frequency.to(.float64))
+      let twoOverStep = ((-logStep.to(.float64)).exp() * 2.0).expandedDimension(-1).to(.complex128)
+      let p = lowRank.to(.float64).viewAsComplex()
+      let f = (twoOverStep - lambda).reciprocal()
+      let inner = (p.conjugated() * f * p).sum(axis: -1, keepDims: true).realPart * 2.0 + 1.0
+      func single(_ x: Tensor) -> Tensor { x.to(.complex64).resolvingConjugate() }
+      return StepTerms(
+        e: single(twoOverStep + lambda), f: single(f), p: single(p), b: single(input.to(.float64).viewAsComplex()),
+        c: single(recurrentOutput()[0]), gain: inner.reciprocal().to(.float32))
+    }
+  }
+
+  /// One token. u: [B, D]; x: [B, D, N/2] complex → 2 Re(C x), [B, D].
+  public static func step(_ u: Tensor, _ x: inout Tensor, _ terms: StepTerms) -> Tensor {
+    func inner(_ v: Tensor) -> Tensor {  // P* v over the closed set: real
+      (terms.p.conjugated() * v).sum(axis: -1, keepDims: true).realPart * 2.0
+    }
+    let t = terms.e * x - terms.p * inner(x) + terms.b * (u.expandedDimension(-1) * 2.0)
+    let ft = terms.f * t
+    x = ft - terms.f * terms.p * (inner(ft) * terms.gain)
+    return (terms.c * x).sum(axis: -1).realPart * 2.0
+  }
+}

@@ -1,0 +1,49 @@
+import Foundation
+import MartletNN
+
+/// The HiPPO-LegS system (Gu et al. 2020; S4's appendix B): its state holds the Legendre coefficients of the whole past.
+public enum HiPPO {
+  /// A [N, N] and B [N] in float64: A_nk = −√(2n+1)√(2k+1) below the diagonal, −(n+1) on it; B_n = √(2n+1).
+  public static func legS(_ n: Int) -> (A: Tensor, B: Tensor) {
+    var a = [Double](repeating: 0, count: n * n)
+    for i in 0..<n {
+      for k in 0...i { a[i * n + k] = i == k ? -Double(i + 1) : -(Double((2 * i + 1) * (2 * k + 1)).squareRoot()) }
+    }
+    return (Tensor(a, [n, n]), Tensor((0..<n).map { Double(2 * $0 + 1).squareRoot() }))
+  }
+
+  /// P [N] of the normal-plus-low-rank form: A + P Pᵀ = −½ I + skew; P_n = √(n + ½).
+  public static func lowRank(_ n: Int) -> Tensor { Tensor((0..<n).map { (Double($0) + 0.5).squareRoot() }) }
+
+  /// A = V (Λ − P̃ P̃*) V* with B̃ = V* B, diagonalised in float64 through the Hermitian matrix −i(S + ½I): float32 loses
+  /// LegS from N = 64 on.
+  ///
+  /// - Returns: complex128 Λ [N], P̃ [N], B̃ [N] and V [N, N], all N of them.
+  public static func diagonalPlusLowRank(_ n: Int) -> (Lambda: Tensor, P: Tensor, B: Tensor, V: Tensor) {
+    let (a, b) = legS(n)
+    let p = lowRank(n)
+    let skew = a + p.expandedDimension(1) * p + Tensor.eye(n, dtype: .float64) * 0.5
+    let hermitian = Tensor.complex(Tensor.zeros(like: skew), -skew)
+    let (omega, v) = hermitian.eigh()
+    let lambda = Tensor.complex(Tensor.full([n], -0.5, dtype: .float64), omega)
+    let adjoint = v.conjugated().T
+    func rotate(_ x: Tensor) -> Tensor { adjoint.matmul(x.to(.complex128).expandedDimension(1)).squeezed(1) }
+    return (lambda, rotate(p), rotate(b), v)
+  }
+
+  /// The half of a conjugate-closed set with negative imaginary parts: N/2 representatives. N must be even.
+  public static func representatives(_ n: Int) -> (Lambda: Tensor, P: Tensor, B: Tensor) {
+    require(n % 2 == 0 && n > 0, "the state size must be even and positive, got \(n)")
+    let (lambda, p, b, _) = diagonalPlusLowRank(n)
+    let half = Tensor.arange(n / 2)  // eigh sorts ω ascending: the first half is the negative one
+    return (lambda.take(half), p.take(half), b.take(half))
+  }
+}
+
+/// How the continuous system becomes a recurrence with step Δ.
+public enum Discretization: String, Codable, Sendable, CaseIterable {
+  /// Ā = (1 − Δ/2 A)⁻¹ (1 + Δ/2 A), B̄ = (1 − Δ/2 A)⁻¹ Δ B.
+  case bilinear
+  /// Ā = e^{ΔA}, B̄ = (e^{ΔA} − 1) A⁻¹ B: exact for inputs held between samples.
+  case zoh
+}
