@@ -387,7 +387,8 @@ private struct JSONScanner {
       try digits()
     }
     let text = String(decoding: bytes[start..<position], as: UTF8.self)
-    if isInteger, let value = Int(text) { return .integer(value) }
+    // The zero with a sign is a floating-point number.
+    if isInteger, text != "-0", let value = Int(text) { return .integer(value) }
     guard let value = Double(text), value.isFinite else { throw failure("the number \(text.prefix(40)) is out of range", at: start) }
     return .number(value)
   }

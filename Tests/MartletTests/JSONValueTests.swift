@@ -21,6 +21,7 @@ import Testing
   @Test func integersKeepTheirDigits() throws {
     #expect(try JSONValue.parse("9223372036854775807") == .integer(.max))
     #expect(try JSONValue.parse("-9223372036854775808") == .integer(.min))
+    #expect(try JSONValue.parse("-0") == .number(-0.0))
     // Too large for 64 bits: a floating-point number, as in other languages.
     #expect(try JSONValue.parse("9223372036854775808") == .number(9_223_372_036_854_775_808))
   }

@@ -199,6 +199,7 @@ import Testing
     #expect(entry(#"{"dtype":"F32","shape":[2]}"#).contains("\"data_offsets\" is missing"))
     #expect(entry(tensor("F99")).contains("dtype \"F99\" is not known"))
     #expect(entry(tensor("F32", "[-2]")).contains("the integer -2"))
+    #expect(entry(tensor("F32", "[2]", "[-0,8]")).contains("the number -0.0"))
     #expect(entry(tensor("F32", "[2.0]")).contains("the number 2.0"))
     #expect(entry(tensor("F32", "[9223372036854775808]")).contains("integer from 0 to 2^63 - 1"))
     #expect(entry(tensor("F32", "[4294967296,4294967296]")).contains("more elements than 64 bits"))
