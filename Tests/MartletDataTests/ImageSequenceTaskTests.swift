@@ -184,4 +184,27 @@ import Testing
     let first = Float([0, 1, 2, 6, 7, 8].reduce(0, +)) / 6 / 255
     #expect(abs(images.areaAverages(0, size: 2)[0] - first) < 1e-6)
   }
+
+  @Test func digitsCanBeMadeOfImageFiles() throws {
+    writePair("t10k", compressed: true)
+    let counts = SplitCounts(train: 10, validation: 5, test: 5)
+    let task = try DigitsTask(directory: folder.path, counts: counts, seed: 1)
+    let images = try LabelledImages(
+      images: folder.path + "/t10k-images-idx3-ubyte.gz", labels: folder.path + "/t10k-labels-idx1-ubyte.gz")
+    let expected = Dictionary(uniqueKeysWithValues: (0..<20).map { (images.areaAverages($0, size: 8), Int(images.labels[$0])) })
+    var found: Set<[Float]> = []
+    for split in DataSplit.allCases {
+      let batch = task.batch(split, Array(0..<task.count(split)))
+      for (row, label) in batch.targets.toArray(Int.self).enumerated() {
+        let values = batch.inputs[row].toArray(Float.self)
+        #expect(expected[values] == label)
+        found.insert(values)
+      }
+    }
+    #expect(found.count == 20, "every image is in one split")
+    let error = #expect(throws: DataError.self) {
+      try DigitsTask(directory: folder.path, counts: SplitCounts(train: 11, validation: 5, test: 5))
+    }
+    #expect(error?.message.contains("21 images are needed, found 20") == true)
+  }
 }

@@ -57,6 +57,7 @@ import Testing
     #expect(message("recall:file").contains("takes no file"))
     #expect(message("recall?pairs=x").contains("an integer of at least 0, not “x”"))
     #expect(message("recall?seed=-1").contains("an integer of at least 0"))
+    #expect(message("recall?examples=3000000000").contains("at most 2147483647 examples"))
     #expect(message("recall?power=high").contains("must be a number"))
     #expect(message("listops?small=maybe").contains("true or false"))
     #expect(message("listops?small&tiny").contains("exclude one another"))
