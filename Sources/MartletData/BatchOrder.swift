@@ -98,6 +98,9 @@ public struct SplitCounts: Equatable, Sendable, Codable {
     guard train > 0, validation >= 0, test >= 0 else {
       throw DataError("a task needs at least 1 training example and no negative counts, not \(train)/\(validation)/\(test)")
     }
+    guard max(train, validation, test) <= Int32.max else {
+      throw DataError("a split has at most \(Int32.max) examples, not \(max(train, validation, test))")
+    }
     return self
   }
 }

@@ -27,7 +27,7 @@ public final class NoisyFrequencyTask: IndexedTask {
       throw DataError("the noisy frequency needs length >= 1, classes >= 2, noise >= 0, not \(length), \(classes), \(noise)")
     }
     // Above π radians a step a frequency can't be told from a lower one.
-    guard 0.10 + 0.02 * Double(classes - 1) < Double.pi else { throw DataError("\(classes) frequencies don't fit below π; at most 152 do") }
+    guard 0.10 + 0.02 * Double(classes - 1) < Double.pi else { throw DataError("\(classes) frequencies don't fit below π; at most 153 do") }
     self.length = length
     self.classes = classes
     self.noise = noise
