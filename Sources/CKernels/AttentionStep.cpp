@@ -24,79 +24,123 @@ constexpr float infinity = std::numeric_limits<float>::infinity();
 
 int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
 
+/// The hardware's prefetcher stops at every page, which holds few rows: ask for what comes `ahead` rows later.
+constexpr int64_t ahead = 64;
 template <typename T>
-MARTLET_INLINE void loadUpTo(Floats& v, const T* p, int64_t count) {
-  if (count >= 16) lanes::load(v, p); else lanes::loadSome(v, p, count);
+MARTLET_INLINE void prefetchRow(const T* row, int64_t stride, int64_t width) {
+  const uintptr_t from = reinterpret_cast<uintptr_t>(row) + static_cast<uintptr_t>(ahead * stride) * sizeof(T);
+  for (uintptr_t line = 0; line < static_cast<uintptr_t>(width) * sizeof(T); line += 64) __builtin_prefetch(reinterpret_cast<const void*>(from + line));
 }
 
-/// scores[h][r] = query[h] · keys[r]; sixteen keys at a time, so that a horizontal sum costs a key three operations.
-template <typename T>
-MARTLET_INLINE void scoresOf(const T* keys, int64_t stride, int64_t rows, int64_t width, const float* query, int64_t heads, float* scores) {
+/// The dot products of 16 / H keys with H queries, in lanes [head][key]: sixteen sums at a time, so that a horizontal sum costs
+/// three operations, and H heads share a key's loads.
+template <int H, typename T>
+MARTLET_INLINE void dots(const T* keys, int64_t stride, int64_t width, const float* query, int64_t queryStride, Floats& result) {
 #pragma clang fp contract(fast)
-  const int64_t queryStride = (width + 15) / 16 * 16;
-  for (int64_t r = 0; r < rows; r += 16) {
-    const T* row[16];
-    for (int64_t i = 0; i < 16; ++i) row[i] = keys + (r + i < rows ? r + i : rows - 1) * stride;
-    for (int64_t h = 0; h < heads; ++h) {
-      Floats sum[16] = {};
-      for (int64_t c = 0; c < width; c += 16) {
-        Floats q;
-        lanes::load(q, query + h * queryStride + c);
+  constexpr int rows = 16 / H;
+  Floats sum[16] = {};
+  int64_t c = 0;
+  for (; c + 16 <= width; c += 16) {
+    Floats q[H], x;
 #pragma clang loop unroll(full)
-        for (int i = 0; i < 16; ++i) {
-          Floats x;
-          loadUpTo(x, row[i] + c, width - c);
-          sum[i] += x * q;
-        }
-      }
-      lanes::sumRows(sum);
-      lanes::store(scores + h * block + r, sum[0]);
+    for (int h = 0; h < H; ++h) lanes::load(q[h], query + h * queryStride + c);
+#pragma clang loop unroll(full)
+    for (int i = 0; i < rows; ++i) {
+      lanes::load(x, keys + i * stride + c);
+#pragma clang loop unroll(full)
+      for (int h = 0; h < H; ++h) sum[h * rows + i] += x * q[h];
     }
   }
+  if (c < width) {
+    Floats q, x;
+#pragma clang loop unroll(full)
+    for (int i = 0; i < rows; ++i) {
+      lanes::loadSome(x, keys + i * stride + c, width - c);
+#pragma clang loop unroll(full)
+      for (int h = 0; h < H; ++h) {
+        lanes::load(q, query + h * queryStride + c);
+        sum[h * rows + i] += x * q;
+      }
+    }
+  }
+  lanes::sumRows(sum);
+  result = sum[0];
+}
+
+template <int H, typename T>
+MARTLET_INLINE void scoresOfHeads(const T* keys, int64_t stride, int64_t rows, int64_t width, const float* query, int64_t queryStride, float* scores) {
+  constexpr int64_t some = 16 / H;
+  Floats sums;
+  float found[16];
+  int64_t r = 0;
+  for (; r + some <= rows; r += some) {
+    for (int64_t i = 0; i < some; ++i) prefetchRow(keys + (r + i) * stride, stride, width);
+    dots<H>(keys + r * stride, stride, width, query, queryStride, sums);
+    lanes::store(found, sums);
+    for (int h = 0; h < H; ++h) std::memcpy(scores + h * block + r, found + h * some, sizeof(float) * some);
+  }
+  for (; r < rows; ++r) {  // the last few: one key in every place
+    dots<H>(keys + r * stride, 0, width, query, queryStride, sums);
+    lanes::store(found, sums);
+    for (int h = 0; h < H; ++h) scores[h * block + r] = found[h * some];
+  }
+}
+
+/// scores[h][r] = query[h] · keys[r].
+template <typename T>
+MARTLET_INLINE void scoresOf(const T* keys, int64_t stride, int64_t rows, int64_t width, const float* query, int64_t heads, float* scores) {
+  const int64_t queryStride = (width + 15) / 16 * 16;
+  int64_t h = 0;
+  for (; h + 4 <= heads; h += 4) scoresOfHeads<4>(keys, stride, rows, width, query + h * queryStride, queryStride, scores + h * block);
+  for (; h + 2 <= heads; h += 2) scoresOfHeads<2>(keys, stride, rows, width, query + h * queryStride, queryStride, scores + h * block);
+  for (; h < heads; ++h) scoresOfHeads<1>(keys, stride, rows, width, query + h * queryStride, queryStride, scores + h * block);
+}
+
+/// out[h] += Σ_r weights[h][r] values[r] for H heads and 16 · V columns.
+template <int H, int V, typename T>
+MARTLET_INLINE void addColumns(const T* values, int64_t stride, int64_t rows, const float* weights, float* out, int64_t outStride, bool prefetch) {
+#pragma clang fp contract(fast)
+  Floats sum[H][V], x[V];
+#pragma clang loop unroll(full)
+  for (int h = 0; h < H; ++h) std::memcpy(sum[h], out + h * outStride, sizeof sum[h]);
+  for (int64_t r = 0; r < rows; ++r) {
+    if (prefetch) prefetchRow(values + r * stride, stride, V * 16);
+#pragma clang loop unroll(full)
+    for (int j = 0; j < V; ++j) lanes::load(x[j], values + r * stride + j * 16);
+#pragma clang loop unroll(full)
+    for (int h = 0; h < H; ++h)
+#pragma clang loop unroll(full)
+      for (int j = 0; j < V; ++j) sum[h][j] += x[j] * weights[h * block + r];
+  }
+#pragma clang loop unroll(full)
+  for (int h = 0; h < H; ++h) std::memcpy(out + h * outStride, sum[h], sizeof sum[h]);
+}
+
+template <int V, typename T>
+MARTLET_INLINE void addColumnsOf(const T* values, int64_t stride, int64_t rows, const float* weights, int64_t heads, float* out, int64_t outStride) {
+  int64_t h = 0;
+  for (; h + 4 <= heads; h += 4) addColumns<4, V>(values, stride, rows, weights + h * block, out + h * outStride, outStride, h == 0);
+  for (; h < heads; ++h) addColumns<1, V>(values, stride, rows, weights + h * block, out + h * outStride, outStride, h == 0);
 }
 
 /// out[h] += Σ_r weights[h][r] values[r].
 template <typename T>
-MARTLET_INLINE void addValuesOf(const T* values, int64_t stride, int64_t rows, int64_t width, const float* weights, int64_t heads, float* out, int64_t outStride) {
+MARTLET_INLINE void addValuesOf(const T* values, int64_t stride, int64_t rows, int64_t width, const float* weights, int64_t heads, float* out,
+                                int64_t outStride) {
 #pragma clang fp contract(fast)
   int64_t c = 0;
-  for (; c + 64 <= width; c += 64)
-    for (int64_t h = 0; h < heads; ++h) {
-      float* const to = out + h * outStride + c;
-      Floats sum[4], odd[4] = {};
-      std::memcpy(sum, to, sizeof sum);
-      int64_t r = 0;
-      for (; r + 2 <= rows; r += 2)
-#pragma clang loop unroll(full)
-        for (int j = 0; j < 4; ++j) {
-          Floats x, y;
-          lanes::load(x, values + r * stride + c + j * 16);
-          lanes::load(y, values + (r + 1) * stride + c + j * 16);
-          sum[j] += x * weights[h * block + r];
-          odd[j] += y * weights[h * block + r + 1];
-        }
-      if (r < rows)
-#pragma clang loop unroll(full)
-        for (int j = 0; j < 4; ++j) {
-          Floats x;
-          lanes::load(x, values + r * stride + c + j * 16);
-          sum[j] += x * weights[h * block + r];
-        }
-#pragma clang loop unroll(full)
-      for (int j = 0; j < 4; ++j) sum[j] += odd[j];
-      std::memcpy(to, sum, sizeof sum);
+  for (; c + 64 <= width; c += 64) addColumnsOf<4>(values + c, stride, rows, weights, heads, out + c, outStride);
+  for (; c + 16 <= width; c += 16) addColumnsOf<1>(values + c, stride, rows, weights, heads, out + c, outStride);
+  if (c == width) return;
+  for (int64_t h = 0; h < heads; ++h) {
+    Floats sum, x;
+    lanes::load(sum, out + h * outStride + c);
+    for (int64_t r = 0; r < rows; ++r) {
+      lanes::loadSome(x, values + r * stride + c, width - c);
+      sum += x * weights[h * block + r];
     }
-  for (; c < width; c += 16)
-    for (int64_t h = 0; h < heads; ++h) {
-      Floats sum;
-      lanes::load(sum, out + h * outStride + c);
-      for (int64_t r = 0; r < rows; ++r) {
-        Floats x;
-        loadUpTo(x, values + r * stride + c, width - c);
-        sum += x * weights[h * block + r];
-      }
-      lanes::store(out + h * outStride + c, sum);
-    }
+    lanes::store(out + h * outStride + c, sum);
+  }
 }
 
 MARTLET_VECTOR static void scoreKeys(const float* keys, int64_t stride, int64_t rows, int64_t width, const float* query, int64_t heads, float* scores) {
