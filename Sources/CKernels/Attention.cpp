@@ -633,6 +633,13 @@ Geometry geometry(const at::Tensor& query, const at::Tensor& key, const at::Tens
   return g;
 }
 
+/// softmax(scale · Q Kᵀ) V over the keys that key_mask [B, S] (true: attend), the causal mask and the window leave.
+/// query [B, H, L, d], key [B, Hk, S, d], value [B, Hk, S, dv]; query heads h · H / Hk and following share key head h. Positions are
+/// aligned at the end: query i stands at i + S - L; causal lets it see keys up to there, the window from window_left before to
+/// window_right after (-1: no limit). Any strides; only a last one other than 1 costs a copy. bfloat16 and float16 are converted
+/// whole, computed in float and rounded once.
+/// Returns out [B, H, L, dv], whose transposition to [B, L, H, dv] is contiguous, and the rows' log Σ exp, float [B, H, L]. A row
+/// without keys gives 0, -∞ and no gradient.
 std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                                              const std::optional<at::Tensor>& keyMask, bool causal, int64_t left, int64_t right,
                                              std::optional<double> scale) {
