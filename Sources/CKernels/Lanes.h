@@ -50,12 +50,12 @@ MARTLET_INLINE void exp2InPlace(Floats& x) {
 }
 
 // One butterfly of a 16×16 transposition: lanes whose bit S is clear stay with `a`, the others go to `b`.
-#define MARTLET_BUTTERFLY(NAME, L0, L1, L2, L3, L4, L5, L6, L7, L8, L9, L10, L11, L12, L13, L14, L15, S)                          \
-  MARTLET_INLINE void NAME(Floats& a, Floats& b) {                                                                               \
-    const Floats low = __builtin_shufflevector(a, b, L0, L1, L2, L3, L4, L5, L6, L7, L8, L9, L10, L11, L12, L13, L14, L15);      \
-    b = __builtin_shufflevector(a, b, L0 + S, L1 + S, L2 + S, L3 + S, L4 + S, L5 + S, L6 + S, L7 + S, L8 + S, L9 + S, L10 + S,   \
-                                L11 + S, L12 + S, L13 + S, L14 + S, L15 + S);                                                    \
-    a = low;                                                                                                                     \
+#define MARTLET_BUTTERFLY(NAME, L0, L1, L2, L3, L4, L5, L6, L7, L8, L9, L10, L11, L12, L13, L14, L15, S)                                \
+  MARTLET_INLINE void NAME(Floats& a, Floats& b) {                                                                                      \
+    const Floats low = __builtin_shufflevector(a, b, L0, L1, L2, L3, L4, L5, L6, L7, L8, L9, L10, L11, L12, L13, L14, L15);             \
+    b = __builtin_shufflevector(a, b, L0 + S, L1 + S, L2 + S, L3 + S, L4 + S, L5 + S, L6 + S, L7 + S, L8 + S, L9 + S, L10 + S, L11 + S, \
+                                L12 + S, L13 + S, L14 + S, L15 + S);                                                                    \
+    a = low;                                                                                                                            \
   }
 MARTLET_BUTTERFLY(swap8, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23, 8)
 MARTLET_BUTTERFLY(swap4, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27, 4)
@@ -78,11 +78,20 @@ MARTLET_INLINE void transpose(Floats (&v)[16]) {
 /// Lane i of v[0] becomes the sum of the lanes of v[i]: sixteen horizontal sums for the price of two.
 MARTLET_INLINE void sumRows(Floats (&v)[16]) {
 #pragma clang loop unroll(full)
-  for (int i = 0; i < 8; ++i) { swap8(v[i], v[i + 8]); v[i] += v[i + 8]; }
+  for (int i = 0; i < 8; ++i) {
+    swap8(v[i], v[i + 8]);
+    v[i] += v[i + 8];
+  }
 #pragma clang loop unroll(full)
-  for (int i = 0; i < 4; ++i) { swap4(v[i], v[i + 4]); v[i] += v[i + 4]; }
+  for (int i = 0; i < 4; ++i) {
+    swap4(v[i], v[i + 4]);
+    v[i] += v[i + 4];
+  }
 #pragma clang loop unroll(full)
-  for (int i = 0; i < 2; ++i) { swap2(v[i], v[i + 2]); v[i] += v[i + 2]; }
+  for (int i = 0; i < 2; ++i) {
+    swap2(v[i], v[i + 2]);
+    v[i] += v[i + 2];
+  }
   swap1(v[0], v[1]);
   v[0] += v[1];
 }

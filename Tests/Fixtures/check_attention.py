@@ -200,7 +200,8 @@ def step_case(B, H, Hk, S, d, dv, left=-1, scale=None, dtype=torch.float32, layo
     for b in range(B):
         n = int(lengths[b])
         if n:
-            want[b] = reference(q[b:b + 1, :, None].double(), k[b:b + 1, :, :n].double(), v[b:b + 1, :, :n].double(), None, True, left, -1, scale)[0][0, :, 0]
+            rows = (q[b:b + 1, :, None].double(), k[b:b + 1, :, :n].double(), v[b:b + 1, :, :n].double())
+            want[b] = reference(*rows, None, True, left, -1, scale)[0][0, :, 0]
     note("step" + (" bf16" if dtype == torch.bfloat16 else ""), case, got, want, tolerance)
     if got.dtype != dtype:
         failures.append(f"step returns {got.dtype} in {case}")
