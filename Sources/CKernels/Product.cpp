@@ -105,7 +105,9 @@ void transposeBlock(const float* source, int64_t sourceStride, int64_t rows, int
 }
 
 Panels panels(const at::Tensor& matrix) {
-  Panels result{at::empty({matrix.numel()}, matrix.options()), matrix.size(0), matrix.size(1)};
+  // One panel already has the layout; a matrix of 128 KB has no more pages than the TLB's first level.
+  if (matrix.size(1) <= kPanelColumns || matrix.numel() <= (1 << 15)) return {matrix, matrix.size(0), matrix.size(1), true};
+  Panels result{at::empty({matrix.numel()}, matrix.options()), matrix.size(0), matrix.size(1), false};
   const float* source = matrix.const_data_ptr<float>();
   float* packed = result.storage.mutable_data_ptr<float>();
   const auto pack = [&](int64_t panel) {
@@ -114,16 +116,12 @@ Panels panels(const at::Tensor& matrix) {
     for (int64_t k = 0; k < result.depth; ++k)
       std::memcpy(to + k * width, source + k * result.columns + panel * kPanelColumns, width * sizeof(float));
   };
-  // Below some 64 KB starting the team costs more than the copy.
-  if (matrix.numel() < (1 << 14))
-    for (int64_t panel = 0; panel < result.count(); ++panel) pack(panel);
-  else
-    parallelTasks(result.count(), [&](int64_t panel, int64_t) { pack(panel); });
+  parallelTasks(result.count(), [&](int64_t panel, int64_t) { pack(panel); });
   return result;
 }
 
 Panels transposedPanels(const at::Tensor& matrix) {
-  Panels result{at::empty({matrix.numel()}, matrix.options()), matrix.size(1), matrix.size(0)};
+  Panels result{at::empty({matrix.numel()}, matrix.options()), matrix.size(1), matrix.size(0), false};
   const float* source = matrix.const_data_ptr<float>();
   float* packed = result.storage.mutable_data_ptr<float>();
   const auto pack = [&](int64_t panel) {
@@ -131,7 +129,8 @@ Panels transposedPanels(const at::Tensor& matrix) {
     transposeBlock(source + panel * kPanelColumns * result.depth, result.depth, width, result.depth,
                    packed + panel * kPanelColumns * result.depth, width);
   };
-  if (matrix.numel() < (1 << 13))
+  // Below 64 KB starting the team costs more than the copy.
+  if (matrix.numel() < (1 << 14))
     for (int64_t panel = 0; panel < result.count(); ++panel) pack(panel);
   else
     parallelTasks(result.count(), [&](int64_t panel, int64_t) { pack(panel); });
@@ -185,7 +184,7 @@ void multiplyTransposed(const float* left, const float* right, int64_t tokens, i
   while (tile > 32 && tasks() < 2 * workerCount()) tile /= 2;
   while (group > kPanelColumns && tasks() < 2 * workerCount()) group /= 2;
   const int64_t groups = (columns + group - 1) / group;
-  parallelTasks(tasks(), [&](int64_t task, int64_t) {
+  productTasks(tasks(), tokens * m * n, [&](int64_t task, int64_t) {
     const int64_t row = task / groups * tile, taken = std::min(tile, rows - row);
     const int64_t column = task % groups * group, width = std::min(group, columns - column);
     const int64_t taken16 = (taken + 15) / 16 * 16;

@@ -25,16 +25,32 @@ constexpr int64_t kRowTile = 128;
 float* threadScratch(int slot, int64_t floats);
 enum ScratchSlot { kTailRows, kTailResult, kTile, kTransposed, kTailDepth, kHidden, kHiddenOther, kScratchSlots };
 
-/// A right factor [depth, columns] cut into panels of 64 columns, each stored [depth, width] (the last one narrower).
+/// A right factor [depth, columns] cut into panels of 64 columns, each stored [depth, width] (the last one narrower);
+/// or, `inPlace`, row-major as it was.
 struct Panels {
   at::Tensor storage;
   int64_t depth = 0, columns = 0;
+  bool inPlace = false;
   int64_t count() const { return (columns + kPanelColumns - 1) / kPanelColumns; }
   int64_t width(int64_t panel) const { return std::min(kPanelColumns, columns - panel * kPanelColumns); }
-  const float* at(int64_t panel) const { return storage.const_data_ptr<float>() + panel * kPanelColumns * depth; }
+  int64_t stride(int64_t panel) const { return inPlace ? columns : width(panel); }
+  /// The panel from row `row` of the factor on.
+  const float* at(int64_t panel, int64_t row = 0) const {
+    return storage.const_data_ptr<float>() + panel * kPanelColumns * (inPlace ? 1 : depth) + row * stride(panel);
+  }
 };
 
-/// Panels of `matrix` [depth, columns].
+/// parallelTasks, on the calling thread alone when the multiply-adds of all tasks together take less than some 4 us,
+/// about what it costs to start the team and wait for it.
+template <typename Body>
+void productTasks(int64_t count, int64_t multiplyAdds, const Body& body) {
+  if (multiplyAdds < (1 << 19))
+    for (int64_t task = 0; task < count; ++task) body(task, int64_t{0});
+  else
+    parallelTasks(count, body);
+}
+
+/// Panels of `matrix` [depth, columns]; a narrow or small one is used in place.
 Panels panels(const at::Tensor& matrix);
 /// Panels of the transpose of `matrix` [columns, depth].
 Panels transposedPanels(const at::Tensor& matrix);
@@ -54,11 +70,11 @@ void multiply(const float* a, int64_t lda, int64_t rows, const Panels& b, float*
   // Few tokens: several tasks share a row tile, each taking a run of panels.
   const int64_t wanted = 2 * workerCount();
   const int64_t groups = std::clamp<int64_t>(wanted / std::max<int64_t>(rowTiles, 1), 1, std::max<int64_t>(b.count(), 1));
-  parallelTasks(rowTiles * groups, [&](int64_t task, int64_t) {
+  productTasks(rowTiles * groups, rows * b.depth * b.columns, [&](int64_t task, int64_t) {
     const int64_t row = task / groups * tile, taken = std::min(tile, rows - row), group = task % groups;
     for (int64_t panel = b.count() * group / groups; panel < b.count() * (group + 1) / groups; ++panel) {
       const int64_t column = panel * kPanelColumns, width = b.width(panel);
-      multiplyBlock(taken, width, b.depth, a + row * lda, lda, b.at(panel), width, c + row * ldc + column, ldc, false);
+      multiplyBlock(taken, width, b.depth, a + row * lda, lda, b.at(panel), b.stride(panel), c + row * ldc + column, ldc, false);
       finish(row, taken, column, width);
     }
   });
