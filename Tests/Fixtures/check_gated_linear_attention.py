@@ -70,7 +70,7 @@ def tensor(shape, layout, generator, positive=False, dtype=torch.float32):
 
 def check_gated(name, batch, heads, length, dk, dv, gate, rate=0.1, layout="heads inside", with_state=True, dtype=torch.float32,
                 expanded_gradient=False, closed=(), tolerance=TOLERANCE, scale=None, chunk=64,
-                state_in_loss=True, threads=1):
+                state_in_loss=True, threads=1, constant=None):
     generator = torch.Generator().manual_seed(hash((batch, heads, length, dk, dv)) % 1000)
     q, k = (tensor((batch, heads, length, dk), layout, generator, dtype=dtype) for _ in range(2))
     v = tensor((batch, heads, length, dv), layout, generator, dtype=dtype)
@@ -82,7 +82,7 @@ def check_gated(name, batch, heads, length, dk, dv, gate, rate=0.1, layout="head
     elif gate == "head":
         g = -rate * torch.rand(heads, generator=generator)
     if g is not None:
-        g = g.clone()
+        g = g.clone() if constant is None else torch.full_like(g, constant)
         for t in closed:
             g[:, :, t] = -float("inf")
         g.requires_grad_()
@@ -198,6 +198,7 @@ def main():
             check_gated(f"gate {gate}, up to -{rate} a token, length 300", 1, 2, 300, 24, 16, gate, rate=rate,
                         state_in_loss=gate != "head" or rate < 20)
     for gate in ("token", "channel"):
+        check_gated(f"gate {gate}, -5 at every token, length 512", 1, 2, 512, 24, 16, gate, constant=-5.0)
         check_gated(f"gate {gate}, -inf at tokens 0, 37, 38, 64, 299", 1, 2, 300, 24, 16, gate, closed=(0, 37, 38, 64, 299))
         check_gated(f"gate {gate}, -inf, one head in segments", 1, 1, 4400, 16, 16, gate, closed=(100, 2048, 2049, 4000), threads=3)
     for causal in (False, True):
