@@ -7,10 +7,10 @@
 // state every 256 tokens (dk dv / 256 floats a token: a quarter of one input at dk = dv = 64) and recomputes the rest; the
 // gate's gradient is the paper's closed form, a reverse running sum.
 //
-// Measured on one core (Zen 5, dk = dv = 64, 16 MB of inputs, other work beside): forward 145 ns a token and head without a
-// gate and 180 with one a channel, 140 and 115 GFLOP/s; forward + backward 600 and 770 ns, 110 and 90 GFLOP/s; block products
-// alone reach 240. Half the time goes to products; the rest is moving 2.3 KB a token and head in and out of memory (8 tensors
-// of 256 bytes and their second reading, the first touch of the gradients' pages included), transposes and gate factors.
+// Measured on one core (Zen 5, dk = dv = 64, L = 4096, CPU time in the machine's quieter moments): forward 145 ns a token and
+// head without a gate and 180 with one a channel, 140 and 115 GFLOP/s; forward + backward 600 and 770 ns, 110 and 90 GFLOP/s;
+// these block products alone reach 240. Products take about 60 % of forward and a third of backward. The rest is some 2.3 KB a
+// token and head moved in and out of memory, the first touch of the gradients' pages, transposes and the gates' factors.
 
 #include "ChunkScan.h"
 
