@@ -70,7 +70,7 @@ def tensor(shape, layout, generator, positive=False, dtype=torch.float32):
 
 def check_gated(name, batch, heads, length, dk, dv, gate, rate=0.1, layout="heads inside", with_state=True, dtype=torch.float32,
                 expanded_gradient=False, closed=(), tolerance=TOLERANCE, scale=None, chunk=64,
-                state_in_loss=True):
+                state_in_loss=True, threads=1, constant=None):
     generator = torch.Generator().manual_seed(hash((batch, heads, length, dk, dv)) % 1000)
     q, k = (tensor((batch, heads, length, dk), layout, generator, dtype=dtype) for _ in range(2))
     v = tensor((batch, heads, length, dv), layout, generator, dtype=dtype)
@@ -82,16 +82,17 @@ def check_gated(name, batch, heads, length, dk, dv, gate, rate=0.1, layout="head
     elif gate == "head":
         g = -rate * torch.rand(heads, generator=generator)
     if g is not None:
-        g = g.clone()
+        g = g.clone() if constant is None else torch.full_like(g, constant)
         for t in closed:
             g[:, :, t] = -float("inf")
         g.requires_grad_()
     s = torch.randn(batch, heads, dk, dv, generator=generator).requires_grad_() if with_state else None
     inputs = {"q": q, "k": k, "v": v, "g": g, "s": s}
     doubles = {n: None if x is None else x.detach().double().requires_grad_() for n, x in inputs.items()}
-    o, last = torch.ops.martlet.gated_linear_attention(q, k, v, g, s, scale, chunk)
     factor = dk**-0.5 if scale is None else scale
     ro, rlast = recurrence(*doubles.values(), factor)
+    torch.set_num_threads(threads)
+    o, last = torch.ops.martlet.gated_linear_attention(q, k, v, g, s, scale, chunk)
     if expanded_gradient:
         do = torch.randn(1, 1, 1, 1, generator=generator).expand(o.shape)
     else:
@@ -103,6 +104,7 @@ def check_gated(name, batch, heads, length, dk, dv, gate, rate=0.1, layout="head
         plain, plain_last = torch.ops.martlet.gated_linear_attention(q, k, v, g, s, scale, chunk)
     assert torch.equal(plain, o) and torch.equal(plain_last, last)
     ((o.double() * do).sum() + (last * dlast).sum() * state_in_loss).backward()
+    torch.set_num_threads(1)
     ((ro * do.double()).sum() + (rlast * dlast.double()).sum() * state_in_loss).backward()
     for n, x in inputs.items():
         if x is not None:
@@ -111,7 +113,7 @@ def check_gated(name, batch, heads, length, dk, dv, gate, rate=0.1, layout="head
     report(name, errors, tolerance)
 
 
-def check_normalised(name, batch, heads, length, dk, dv, causal, masked, layout="heads inside", tolerance=TOLERANCE):
+def check_normalised(name, batch, heads, length, dk, dv, causal, masked, layout="heads inside", tolerance=TOLERANCE, threads=1):
     eps = 1e-6 if length > 1 else 0.5  # of one token, only eps makes the output depend on query and key
     generator = torch.Generator().manual_seed(length)
     q, k = (tensor((batch, heads, length, dk), layout, generator, positive=True) for _ in range(2))
@@ -119,12 +121,14 @@ def check_normalised(name, batch, heads, length, dk, dv, causal, masked, layout=
     mask = torch.rand(batch, length, generator=generator) > 0.3 if masked else None
     doubles = [x.detach().double().requires_grad_() for x in (q, k, v)]
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    torch.set_num_threads(threads)
     o = torch.ops.martlet.normalized_linear_attention(*leaves, causal, eps, mask)
     r = normalised(*doubles, causal, eps, mask)
     do = torch.randn(o.shape, generator=generator)
     assert o.transpose(1, 2).is_contiguous()
     errors = {"y": error(o.detach(), r.detach())}
     (o * do).sum().backward()
+    torch.set_num_threads(1)
     (r * do.double()).sum().backward()
     for n, x, y in zip("qkv", leaves, doubles):
         errors["d" + n] = error(x.grad, y.grad)
@@ -178,13 +182,14 @@ def check_refusals():
 
 def main():
     torch.ops.load_library(sys.argv[1])
+    torch.set_num_threads(1)  # of the references; cases with fewer heads than threads cut the sequence in segments
     for gate in ("none", "head", "token", "channel"):
         for length in (0, 1, 15, 16, 17, 63, 64, 65, 256, 257, 300):
             check_gated(f"gate {gate}, length {length}, 2x3 heads, 20 x 33", 2, 3, length, 20, 33, gate)
         check_gated(f"gate {gate}, length 530, 16 x 32", 1, 4, 530, 16, 32, gate, chunk=16)
         check_gated(f"gate {gate}, contiguous, no state, scale 1, width 1", 1, 2, 40, 1, 1, gate, layout="plain", with_state=False, scale=1.0)
         check_gated(f"gate {gate}, slice, expanded gradient", 2, 2, 70, 8, 16, gate, layout="slice of a wider tensor", expanded_gradient=True)
-        check_gated(f"gate {gate}, one head in segments, length 4400", 1, 1, 4400, 16, 16, gate, rate=0.05)
+        check_gated(f"gate {gate}, one head in segments, length 4400", 1, 1, 4400, 16, 16, gate, rate=0.05, threads=3)
         check_gated(f"gate {gate}, bfloat16", 1, 2, 100, 16, 32, gate, dtype=torch.bfloat16, tolerance=1e-2)
         check_gated(f"gate {gate}, float16", 1, 2, 100, 16, 32, gate, dtype=torch.float16, tolerance=2e-3)
     for rate in (1.0, 4.0, 20.0, 80.0):
@@ -193,13 +198,14 @@ def main():
             check_gated(f"gate {gate}, up to -{rate} a token, length 300", 1, 2, 300, 24, 16, gate, rate=rate,
                         state_in_loss=gate != "head" or rate < 20)
     for gate in ("token", "channel"):
+        check_gated(f"gate {gate}, -5 at every token, length 512", 1, 2, 512, 24, 16, gate, constant=-5.0)
         check_gated(f"gate {gate}, -inf at tokens 0, 37, 38, 64, 299", 1, 2, 300, 24, 16, gate, closed=(0, 37, 38, 64, 299))
-        check_gated(f"gate {gate}, -inf, one head in segments", 1, 1, 4400, 16, 16, gate, closed=(100, 2048, 2049, 4000))
+        check_gated(f"gate {gate}, -inf, one head in segments", 1, 1, 4400, 16, 16, gate, closed=(100, 2048, 2049, 4000), threads=3)
     for causal in (False, True):
         for masked in (False, True):
             for length in (1, 16, 50, 257, 300):
                 check_normalised(f"normalised, causal {causal}, mask {masked}, length {length}", 2, 3, length, 20, 33, causal, masked)
-            check_normalised(f"normalised, causal {causal}, mask {masked}, segments", 1, 1, 4400, 16, 32, causal, masked, layout="plain", tolerance=2e-5)
+            check_normalised(f"normalised, causal {causal}, mask {masked}, segments", 1, 1, 4400, 16, 32, causal, masked, layout="plain", tolerance=2e-5, threads=3)
     check_step()
     check_refusals()
     print("FAILED" if failures else "all within tolerance", failures or "")
