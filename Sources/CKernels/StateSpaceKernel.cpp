@@ -8,6 +8,10 @@
 //
 // S4 (2111.00396): r_j = sum_n v_n / (g_j - h_j p_n) + conj(v_n) / (g_j - h_j conj(p_n)), Cauchy sums over a set of poles
 // closed under conjugation; sixteen nodes are the lanes of a vector and the two reciprocals serve four numerators.
+//
+// Limits met, one Zen 5 core (peak 235 GFLOP/s), 32 pairs a channel: the Vandermonde kernel 85 / 142 / 159 GFLOP/s at 4k /
+// 16k / 64k steps, its gradient 122 / 146 / 116 (making the powers is the rest); Cauchy sums 120 and their gradient 125
+// GFLOP/s (two divisions a node and pole are the rest); the step streams the state at 53 GB/s.
 
 #include <ATen/ATen.h>
 #include <ATen/native/CPUBlas.h>
