@@ -121,7 +121,10 @@ public struct ComparisonVerdict: Sendable {
         .compactMap { ScalingCurve.crossings(($0.mixer, $0.seconds), (climbing.mixer, climbing.seconds)).last }
         .filter { $0.slower == climbing.mixer }.sorted { $0.length < $1.length }
       if !passed.isEmpty {
-        let items = passed.map { "\($0.faster) from \(Figure.roughLength($0.length)) tokens" }
+        // The first few tell the story; the plot has all.
+        let shown = passed.count > 4 ? Array(passed.prefix(3)) : passed
+        var items = shown.map { "\($0.faster) from \(Figure.roughLength($0.length)) tokens" }
+        if shown.count < passed.count { items.append("\(passed.count - shown.count) more later") }
         sentences.append("\(climbing.mixer), whose time grows most steeply, is overtaken by \(list(items)).")
       }
     }
@@ -195,7 +198,7 @@ public struct ComparisonFairness: Sendable {
       (
         sameSeeds,
         sameSeeds
-          ? "Same seeds in every arm; a seed fixes the data, their order and the start."
+          ? "Same data in the same order: every arm has the same seeds, and a seed fixes examples, order and start."
           : "The arms don't all have the same seeds; means over different seeds compare less well."
       ))
     if let range = stepRange {
