@@ -141,7 +141,9 @@ public struct ComparisonVerdict: Sendable {
   }
 
   private static func within(_ results: ComparisonResults, _ ranked: [ArmSummary], of best: Spread) -> [ArmSummary] {
-    ranked.filter { abs($0.mean(results.primaryMetric) - best.mean) <= (best.standardDeviation ?? 0) }
+    // A share of the limit more, so that rounding does not decide about an arm exactly one standard deviation away.
+    let limit = (best.standardDeviation ?? 0) * (1 + 1e-9)
+    return ranked.filter { abs($0.mean(results.primaryMetric) - best.mean) <= limit }
   }
 
   private static func phrase(_ summary: ArmSummary) -> String {

@@ -59,7 +59,7 @@ enum ReportStyle {
     .switch>input:focus-visible+label{outline:2px solid var(--accent);outline-offset:1px}
     .switch>.pane{display:none;flex:0 0 100%;min-width:0}
     .switch>input:nth-of-type(1):checked~.pane:nth-of-type(1),.switch>input:nth-of-type(2):checked~.pane:nth-of-type(2),.switch>input:nth-of-type(3):checked~.pane:nth-of-type(3){display:block}
-    .side{padding:18px 22px}.side .note{margin:0 0 14px}.side ol{margin:.3em 0 1em;padding-left:1.3em}.side li{margin:.15em 0}
+    .side{padding:18px 22px}.side .note{margin:0 0 14px}.side ol{margin:.3em 0 1em;padding-left:1.3em}.side li{margin:.1em 0}.side ol,.side p{font-size:.94rem}.side p.note{font-size:.88rem}
     svg{display:block;width:100%;height:auto;overflow:visible}
     svg text{font:13px system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;fill:var(--ink)}
     svg .tick{fill:var(--muted);font-size:12.5px;font-variant-numeric:tabular-nums}svg .title{fill:var(--muted)}svg .name{font-weight:600}

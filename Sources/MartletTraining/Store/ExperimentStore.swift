@@ -134,6 +134,11 @@ public final class ExperimentStore: Sendable {
     }
   }
 
+  /// Makes a run another process's, for tests of runs whose process has died.
+  func replaceProcess(of run: Int64, with process: Int64) throws {
+    try write { try $0.execute(sql: "UPDATE run SET process = ? WHERE id = ?", arguments: [process, run]) }
+  }
+
   /// Forgets a run and its arms. Its files stay where they are.
   public func delete(_ run: Int64) throws {
     try write { database in

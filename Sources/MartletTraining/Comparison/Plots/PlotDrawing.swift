@@ -65,6 +65,8 @@ struct PlotDrawing {
       add(
         "<g class=\"a\(label.arm) mark\" data-tip=\"\(label.tip.escaped)\"><title>\(label.tip.escaped)</title><path class=\"hair\" d=\"M\((label.x + 3).svg) \(label.y.svg)L\((right + 8).svg) \(y.svg)\"/>"
       )
+      // A line that ends well before the edge, as one that took less time, shows its marker there too.
+      if label.x < right - 16 { add(PlotMarker.markup(arm: label.arm, x: label.x, y: label.y, radius: 4, isFilled: label.isFilled)) }
       add(PlotMarker.markup(arm: label.arm, x: right + 15, y: y, radius: 4.5, isFilled: label.isFilled))
       add("<text class=\"name\" x=\"\((right + 25).svg)\" y=\"\((y + 4).svg)\">\(PlotText.shortened(label.text, 11).escaped)</text></g>")
     }

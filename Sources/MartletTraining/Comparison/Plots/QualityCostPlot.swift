@@ -111,6 +111,11 @@ struct QualityCostPlot {
       let text = PlotText.shortened(point.summary.mixer, 16)
       let box = Self.freePlace(for: text, at: place, avoiding: taken, in: drawing)
       taken.append(box)
+      // A name that found no place close by is tied to its point.
+      let nearest = (x: min(max(place.x, box.x), box.x + box.width), y: min(max(place.y, box.y + 3), box.y + box.height - 3))
+      if hypot(nearest.x - place.x, nearest.y - place.y) > 18 {
+        drawing.add("<path class=\"hair\" d=\"M\(place.x.svg) \(place.y.svg)L\(nearest.x.svg) \(nearest.y.svg)\"/>")
+      }
       // Anchored at the side that faces the point, where a font wider than the estimate would touch it.
       let anchor =
         box.x >= place.x
