@@ -16,8 +16,9 @@ public final class ExperimentStore: Sendable {
     return FileManager.default.homeDirectoryForCurrentUser.path + "/.local/share/martlet/experiments.sqlite"
   }
 
-  /// Opens the file, and creates it with its folder where there is none.
-  public init(path: String = ExperimentStore.defaultPath) throws {
+  /// Opens the file, and creates it with its folder where there is none. An operation waits up to `patience` seconds for other
+  /// writers.
+  public init(path: String = ExperimentStore.defaultPath, patience: Double = 10) throws {
     self.path = path
     do {
       try FileManager.default.createDirectory(
@@ -26,7 +27,7 @@ public final class ExperimentStore: Sendable {
       throw FileError(path, "the experiment store's folder can't be made (\(error.localizedDescription))")
     }
     var configuration = Configuration()
-    configuration.busyMode = .timeout(10)
+    configuration.busyMode = .timeout(patience)
     configuration.foreignKeysEnabled = true
     do {
       pool = try Self.opened(path, configuration)
@@ -145,6 +146,11 @@ public final class ExperimentStore: Sendable {
       try Self.require(run, in: database, path)
       try database.execute(sql: "DELETE FROM run WHERE id = ?", arguments: [run])
     }
+  }
+
+  /// Moves the write-ahead log into the file, so that the file alone can be copied.
+  public func compact() throws {
+    do { try pool.writeWithoutTransaction { _ = try $0.checkpoint(.truncate) } } catch { throw Self.explained(error, path) }
   }
 
   // MARK: - Reading
@@ -284,7 +290,7 @@ public final class ExperimentStore: Sendable {
       switch error.resultCode {
       case .SQLITE_NOTADB: "is not an experiment store (not an SQLite database); move it away, or name another file in MARTLET_STORE"
       case .SQLITE_CORRUPT: "is damaged (\(error.message ?? "SQLite says corrupt")); move it away, or restore it from a copy"
-      case .SQLITE_BUSY, .SQLITE_LOCKED: "has been locked by another process for more than ten seconds; try again when that one is done"
+      case .SQLITE_BUSY, .SQLITE_LOCKED: "is locked by another process that does not let go; try again when that one is done"
       case .SQLITE_CANTOPEN: "can't be opened; check that the folder exists and may be written to"
       case .SQLITE_READONLY: "may not be written to"
       case .SQLITE_FULL: "can't grow: the disk is full"

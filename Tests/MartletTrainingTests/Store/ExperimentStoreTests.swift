@@ -1,4 +1,5 @@
 import Foundation
+import GRDB
 import Synchronization
 import Testing
 
@@ -128,6 +129,42 @@ import Testing
       #expect(error?.file == foreign)
       #expect(error?.reason.contains("not an SQLite database") == true, "\(String(describing: error))")
       #expect(throws: FileError.self) { try ExperimentStore(path: foreign + "/below/e.sqlite") }
+    }
+  }
+
+  @Test func aLockedFileIsNamedAndWritingGoesOnAfterwards() throws {
+    try withTemporaryFolder { folder in
+      let path = folder + "/e.sqlite"
+      let store = try ExperimentStore(path: path, patience: 0.05)
+      var configuration = Configuration()
+      configuration.allowsUnsafeTransactions = true
+      let other = try DatabaseQueue(path: path, configuration: configuration)
+      try other.writeWithoutTransaction { try $0.execute(sql: "BEGIN IMMEDIATE") }
+      let error = #expect(throws: FileError.self) { try begin(store) }
+      #expect(error?.file == path && error?.reason.contains("locked") == true, "\(String(describing: error))")
+      #expect(try store.list().isEmpty, "a reader need not wait for a writer")
+      try other.writeWithoutTransaction { try $0.execute(sql: "COMMIT") }
+      #expect(try begin(store) > 0)
+    }
+  }
+
+  @Test func aGarbledFileIsNamed() throws {
+    try withTemporaryFolder { folder in
+      let path = folder + "/e.sqlite"
+      try {
+        let store = try ExperimentStore(path: path)
+        for _ in 0..<50 { _ = try begin(store) }
+        try store.compact()
+      }()
+      var bytes = try Data(contentsOf: URL(fileURLWithPath: path))
+      #expect(bytes.count > 8192)
+      for index in 4096..<bytes.count { bytes[index] = 0x5A }
+      for file in try FileManager.default.contentsOfDirectory(atPath: folder) {
+        try FileManager.default.removeItem(atPath: folder + "/" + file)
+      }
+      try bytes.write(to: URL(fileURLWithPath: path))
+      let error = #expect(throws: FileError.self) { try ExperimentStore(path: path).list() }
+      #expect(error?.file == path && error?.reason.contains("damaged") == true, "\(String(describing: error))")
     }
   }
 
