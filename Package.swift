@@ -84,7 +84,7 @@ let package = Package(
         .product(name: "Yams", package: "Yams"),
       ],
       swiftSettings: strict),
-    tests("Martlet"),
+    tests("Martlet", resources: [.copy("Fixtures")]),
     tests("MartletNN"),
     tests("MartletMixers", ["MartletFeedForward"], resources: [.copy("Fixtures")]),
     tests("MartletModels"),

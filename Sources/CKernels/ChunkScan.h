@@ -1,0 +1,374 @@
+#pragma once
+// The machinery of linear recurrences S_t = Diag(e^{g_t}) S_{t-1} + k_tᵀ v_t, o_t = q_t S_t, computed block by block:
+// what gated linear attention, plain and normalised linear attention need, and the delta rule builds on.
+//
+// A block is 16 tokens. On a CPU there is no gain in a larger one: the block product reaches 256 GFLOP/s a core at
+// 16x64x64 and 243 at 64x64x16, against 264 at 64x64x64, and the work inside a block (quadratic in its length) shrinks.
+// Inside a block, with A_i = prod_{s<=i} e^{g_s} and T = A_16, per channel:
+//   ordinary block (T >= e^-20): kw_j = k_j / A_j, qw_i = scale q_i A_i, P = lower(qw kwᵀ), O = qw S + P V,
+//     S <- T (S + kwᵀ V): three products, no exponential but the gate's own, all factors within e^±20;
+//   strongly decaying block: kw_j = k_j T / A_j (a product of gates, so <= 1 and exactly 0 across a gate of 0), P channel
+//     by channel from running products of gates, S <- T S + kwᵀ V. Nothing is divided, so g = -inf is an ordinary value.
+
+#include "Parallel.h"
+#include "Vector.h"
+
+#include <ATen/ATen.h>
+#include <ATen/native/CPUBlas.h>
+
+#include <memory>
+#include <new>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace martlet::scan {
+
+inline constexpr int64_t kBlock = 16;
+
+inline int64_t roundedUp(int64_t n) { return (n + kBlock - 1) / kBlock * kBlock; }
+
+/// Sixteen floats wherever they lie. Only ever used through references and locals, never passed by value: the clones
+/// of a function for different instruction sets would disagree on how.
+typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
+
+MARTLET_INLINE Lanes& lanes(float* p) { return *reinterpret_cast<Lanes*>(p); }
+MARTLET_INLINE const Lanes& lanes(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
+
+/// Long decays end in denormal numbers, which cost up to a hundred times a normal one and carry nothing here.
+class FlushDenormals {
+#if defined(__x86_64__)
+  unsigned saved_ = _mm_getcsr();
+
+ public:
+  FlushDenormals() { _mm_setcsr(saved_ | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(saved_); }
+#else
+ public:
+  FlushDenormals() {}
+#endif
+  FlushDenormals(const FlushDenormals&) = delete;
+  FlushDenormals& operator=(const FlushDenormals&) = delete;
+};
+
+MARTLET_VECTOR static inline void portableProduct(
+    int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add, const float* a, const float* b,
+    float* c) {
+  MARTLET_FAST_SUMS
+  for (int64_t i = 0; i < m; ++i) {
+    float* row = c + i * ldc;
+    if (!add) std::memset(row, 0, sizeof(float) * n);
+    for (int64_t p = 0; p < k; ++p) {
+      const float x = a[i * lda + p];
+      const float* other = b + p * ldb;
+      MARTLET_SIMD
+      for (int64_t j = 0; j < n; ++j) row[j] += x * other[j];
+    }
+  }
+}
+
+/// Whether libtorch's f32 block kernel exists on this machine (it needs AVX-512 and oneDNN).
+inline bool hasBlockKernel() {
+  static const bool available = [] {
+    float a[256] = {}, b[256] = {}, c[256];
+    try {
+      at::native::cpublas::brgemm(16, 16, 16, 16, 16, 16, false, a, b, c, false);
+      return true;
+    } catch (const c10::Error&) {
+      return false;
+    }
+  }();
+  return available;
+}
+
+/// C[m, n] (+)= A[m, k] B[k, n], all row-major with leading dimensions.
+inline void product(
+    int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc,
+    bool add) {
+  if (hasBlockKernel()) {
+    at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, false);
+  } else {
+    portableProduct(m, n, k, lda, ldb, ldc, add, a, b, c);
+  }
+}
+
+// --- Leaves ---------------------------------------------------------------------------------------------------------
+
+/// to[c, i] = from[i, c] for 16 rows of `columns` (a multiple of 16): four rounds of a perfect shuffle per 16x16 tile.
+MARTLET_VECTOR static inline void transposeToColumns(
+    const float* from, int64_t ld, int64_t columns, float* to) {
+  for (int64_t c = 0; c < columns; c += 16) {
+    Lanes x[16], y[16];
+    for (int i = 0; i < 16; ++i) x[i] = lanes(from + i * ld + c);
+#define MARTLET_SHUFFLE_ROUND(in, out)                                                                              \
+  for (int i = 0; i < 8; ++i) {                                                                                     \
+    out[2 * i] = __builtin_shufflevector(in[i], in[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);  \
+    out[2 * i + 1] =                                                                                                \
+        __builtin_shufflevector(in[i], in[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);     \
+  }
+    MARTLET_SHUFFLE_ROUND(x, y)
+    MARTLET_SHUFFLE_ROUND(y, x)
+    MARTLET_SHUFFLE_ROUND(x, y)
+    MARTLET_SHUFFLE_ROUND(y, x)
+    for (int i = 0; i < 16; ++i) lanes(to + (c + i) * 16) = x[i];
+  }
+}
+
+/// to[i, c] = from[c, i] * factor[i, c] for `columns` (a multiple of 16) rows of 16.
+MARTLET_VECTOR static inline void transposeToRows(
+    const float* from, int64_t columns, const float* factor, float* to, int64_t ld) {
+  for (int64_t c = 0; c < columns; c += 16) {
+    Lanes x[16], y[16];
+    for (int i = 0; i < 16; ++i) x[i] = lanes(from + (c + i) * 16);
+    MARTLET_SHUFFLE_ROUND(x, y)
+    MARTLET_SHUFFLE_ROUND(y, x)
+    MARTLET_SHUFFLE_ROUND(x, y)
+    MARTLET_SHUFFLE_ROUND(y, x)
+    for (int i = 0; i < 16; ++i) lanes(to + i * ld + c) = x[i] * lanes(factor + i * columns + c);
+  }
+#undef MARTLET_SHUFFLE_ROUND
+}
+
+MARTLET_VECTOR static inline void exponentials(float* x, int64_t count) {
+  MARTLET_SIMD
+  for (int64_t i = 0; i < count; ++i) x[i] = fastExp(x[i]);
+}
+
+/// From the gates a[16, width] of a block: qFactor = scale A_i, kFactor = 1/A_j (ordinary block) or T/A_j, total = T.
+/// Returns whether the block is ordinary.
+MARTLET_VECTOR static inline bool decayFactors(
+    const float* gate, int64_t width, float scale, float* qFactor, float* kFactor, float* total) {
+  for (int64_t c = 0; c < width; c += 16) {
+    Lanes running = {};
+    running += scale;
+    for (int i = 0; i < 16; ++i) {
+      running *= lanes(gate + i * width + c);
+      lanes(qFactor + i * width + c) = running;
+    }
+    Lanes after = {};
+    after += 1.0f;
+    for (int i = 15; i >= 0; --i) {
+      lanes(kFactor + i * width + c) = after;
+      after *= lanes(gate + i * width + c);
+    }
+    lanes(total + c) = after;
+  }
+  bool ordinary = true;
+  for (int64_t c = 0; c < width; ++c) ordinary &= total[c] >= 2.06e-9f && total[c] <= 4.85e8f;  // e^-20, e^20
+  if (ordinary) {
+    for (int64_t c = 0; c < width; c += 16) {
+      const Lanes inverse = 1.0f / lanes(total + c);
+      for (int i = 0; i < 16; ++i) lanes(kFactor + i * width + c) *= inverse;
+    }
+  }
+  return ordinary;
+}
+
+/// to[i, c] = from[i, c] * factor[i, c] over 16 rows.
+MARTLET_VECTOR static inline void weighRows(
+    const float* from, const float* factor, int64_t width, float* to, int64_t ld) {
+  for (int i = 0; i < 16; ++i)
+    for (int64_t c = 0; c < width; c += 16)
+      lanes(to + i * ld + c) = lanes(from + i * width + c) * lanes(factor + i * width + c);
+}
+
+/// Row c of `state` times total[c].
+MARTLET_VECTOR static inline void scaleRows(float* state, int64_t rows, int64_t width, const float* total) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const float factor = total[r];
+    for (int64_t c = 0; c < width; c += 16) lanes(state + r * width + c) *= factor;
+  }
+}
+
+/// to[i, c] = from[i, c] + weight[i] * other[i, c] over 16 rows.
+MARTLET_VECTOR static inline void addDiagonal(
+    const float* from, const float* weight, const float* other, int64_t width, float* to) {
+  for (int i = 0; i < 16; ++i)
+    for (int64_t c = 0; c < width; c += 16)
+      lanes(to + i * width + c) = lanes(from + i * width + c) + weight[i] * lanes(other + i * width + c);
+}
+
+/// Takes the diagonal, times `scale`, out of a 16x16 tile with leading dimension 16.
+MARTLET_VECTOR static inline void takeDiagonal(float* tile, float scale, float* diagonal) {
+  for (int i = 0; i < 16; ++i) {
+    diagonal[i] = scale * tile[i * 17];
+    tile[i * 17] = 0;
+  }
+}
+
+/// Keeps column <= row of a 16x16 tile (`lower`), or column >= row.
+MARTLET_VECTOR static inline void keepTriangle(float* tile, int64_t ld, bool lower) {
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 16; ++j) {
+      const bool keep = lower ? j <= i : j >= i;
+      tile[i * ld + j] = keep ? tile[i * ld + j] : 0.0f;
+    }
+  }
+}
+
+/// P_ij = scale Σ_c q_ic k_jc prod_{j<s<=i} a_sc for j <= i, 0 above; element (i, j) at weights[i*rowStep + j*columnStep].
+MARTLET_VECTOR static inline void decayingWeights(
+    const float* q, const float* k, const float* gate, int64_t width, float scale, float* weights, int64_t rowStep,
+    int64_t columnStep, float* work) {
+  MARTLET_FAST_SUMS
+  for (int j = 0; j < 16; ++j) {
+    for (int i = 0; i < j; ++i) weights[i * rowStep + j * columnStep] = 0;
+    for (int64_t c = 0; c < width; ++c) work[c] = k[j * width + c];
+    for (int i = j; i < 16; ++i) {
+      float sum = 0;
+      MARTLET_SIMD
+      for (int64_t c = 0; c < width; ++c) {
+        if (i > j) work[c] *= gate[i * width + c];
+        sum += q[i * width + c] * work[c];
+      }
+      weights[i * rowStep + j * columnStep] = scale * sum;
+    }
+  }
+}
+
+/// dq_ic += scale Σ_{j<=i} dP_ij k_jc prod_{j<s<=i} a_sc.
+MARTLET_VECTOR static inline void decayingQueryGradient(
+    const float* weightGradient, int64_t rowStep, int64_t columnStep, const float* k, const float* gate, int64_t width,
+    float scale, float* dq, float* work) {
+  for (int j = 0; j < 16; ++j) {
+    for (int64_t c = 0; c < width; ++c) work[c] = k[j * width + c] * scale;
+    for (int i = j; i < 16; ++i) {
+      const float weight = weightGradient[i * rowStep + j * columnStep];
+      for (int64_t c = 0; c < width; ++c) {
+        if (i > j) work[c] *= gate[i * width + c];
+        dq[i * width + c] += weight * work[c];
+      }
+    }
+  }
+}
+
+/// dk_jc += scale Σ_{i>=j} dP_ij q_ic prod_{j<s<=i} a_sc.
+MARTLET_VECTOR static inline void decayingKeyGradient(
+    const float* weightGradient, int64_t rowStep, int64_t columnStep, const float* q, const float* gate, int64_t width,
+    float scale, float* dk, float* work) {
+  for (int i = 0; i < 16; ++i) {
+    for (int64_t c = 0; c < width; ++c) work[c] = q[i * width + c] * scale;
+    for (int j = i; j >= 0; --j) {
+      const float weight = weightGradient[i * rowStep + j * columnStep];
+      for (int64_t c = 0; c < width; ++c) {
+        dk[j * width + c] += weight * work[c];
+        work[c] *= gate[j * width + c];
+      }
+    }
+  }
+}
+
+/// carry[c] = Σ_v state[c, v] stateGradient[c, v]: the part of d/db (b the summed log-gate) due to all later tokens.
+MARTLET_VECTOR static inline void rowProducts(
+    const float* state, const float* stateGradient, int64_t rows, int64_t width, float* carry) {
+  MARTLET_FAST_SUMS
+  for (int64_t r = 0; r < rows; ++r) {
+    float sum = 0;
+    MARTLET_SIMD
+    for (int64_t c = 0; c < width; ++c) sum += state[r * width + c] * stateGradient[r * width + c];
+    carry[r] = sum;
+  }
+}
+
+/// The reverse running sum dg_t = Σ_{s>=t} (q_s dq_s - k_s dk_s), continued from `carry`; 0 where the gate is closed.
+/// A token's own weight (j = i) adds equally to both products: dq and dk come without it, or under strong decay the
+/// difference of two large numbers would be all that is left.
+MARTLET_VECTOR static inline void gateGradient(
+    const float* q, const float* dq, const float* k, const float* dk, const float* gate, int64_t width, float* carry,
+    float* dg) {
+  for (int64_t c = 0; c < width; c += 16) {
+    Lanes running = lanes(carry + c);
+    for (int i = 15; i >= 0; --i) {
+      const int64_t at = i * width + c;
+      running += lanes(q + at) * lanes(dq + at) - lanes(k + at) * lanes(dk + at);
+      const Lanes open = lanes(gate + at);
+      Lanes zero = {};
+      lanes(dg + at) = open > zero ? running : zero;
+    }
+    lanes(carry + c) = running;
+  }
+}
+
+// --- Rows of a [B, H, L, d] tensor ----------------------------------------------------------------------------------
+
+MARTLET_VECTOR static inline void widenBFloat16(const uint16_t* from, int64_t count, float* to) {
+  MARTLET_SIMD
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = static_cast<uint32_t>(from[i]) << 16;
+    std::memcpy(to + i, &bits, sizeof bits);
+  }
+}
+
+/// A view of [B, H, L, d] (or [B, H, L]: d = 1) with any strides but a last one of 1, read and written 16 rows at a time.
+struct Rows {
+  char* data = nullptr;
+  int64_t heads = 1, batchStep = 0, headStep = 0, tokenStep = 0, width = 1;
+  at::ScalarType type = at::kFloat;
+
+  Rows() = default;
+  explicit Rows(const at::Tensor& x)
+      : data(static_cast<char*>(x.data_ptr())), heads(x.size(1)), batchStep(x.stride(0)), headStep(x.stride(1)),
+        tokenStep(x.stride(2)), width(x.dim() == 4 ? x.size(3) : 1), type(x.scalar_type()) {}
+
+  char* row(int64_t head, int64_t token) const {
+    const int64_t offset = head / heads * batchStep + head % heads * headStep + token * tokenStep;
+    return data + offset * static_cast<int64_t>(c10::elementSize(type));
+  }
+
+  /// Fills 16 rows of `padded` columns, zeros where the tensor has none.
+  void load(int64_t head, int64_t token, int64_t rows, float* to, int64_t padded) const {
+    for (int64_t i = 0; i < rows; ++i) {
+      float* line = to + i * padded;
+      const char* from = row(head, token + i);
+      if (type == at::kFloat) {
+        std::memcpy(line, from, sizeof(float) * width);
+      } else if (type == at::kBFloat16) {
+        widenBFloat16(reinterpret_cast<const uint16_t*>(from), width, line);
+      } else {
+        for (int64_t c = 0; c < width; ++c) line[c] = reinterpret_cast<const at::Half*>(from)[c];
+      }
+      if (padded > width) std::memset(line + width, 0, sizeof(float) * (padded - width));
+    }
+    if (rows < kBlock) std::memset(to + rows * padded, 0, sizeof(float) * (kBlock - rows) * padded);
+  }
+
+  void store(int64_t head, int64_t token, int64_t rows, const float* from, int64_t padded) const {
+    for (int64_t i = 0; i < rows; ++i) {
+      const float* line = from + i * padded;
+      char* to = row(head, token + i);
+      if (type == at::kFloat) {
+        std::memcpy(to, line, sizeof(float) * width);
+      } else if (type == at::kBFloat16) {
+        for (int64_t c = 0; c < width; ++c) reinterpret_cast<at::BFloat16*>(to)[c] = line[c];
+      } else {
+        for (int64_t c = 0; c < width; ++c) reinterpret_cast<at::Half*>(to)[c] = line[c];
+      }
+    }
+  }
+};
+
+/// An uninitialised [B, H, L, d] tensor whose transpose(1, 2) is contiguous, so that heads concatenate without a copy.
+inline at::Tensor emptyHeads(int64_t batch, int64_t heads, int64_t length, int64_t width, const at::TensorOptions& options) {
+  return at::empty({batch, length, heads, width}, options).transpose(1, 2);
+}
+
+/// One worker's memory, cut into 64-byte aligned pieces.
+class Arena {
+  struct Free {
+    void operator()(float* p) const { ::operator delete[](p, std::align_val_t{64}); }
+  };
+  std::unique_ptr<float, Free> memory_;
+  int64_t used_ = 0;
+
+ public:
+  explicit Arena(int64_t floats)
+      : memory_(static_cast<float*>(::operator new[](sizeof(float) * floats, std::align_val_t{64}))) {}
+  float* take(int64_t floats) {
+    float* piece = memory_.get() + used_;
+    used_ += roundedUp(floats);
+    return piece;
+  }
+};
+
+}  // namespace martlet::scan

@@ -1,0 +1,904 @@
+// Gated linear attention (Yang et al. 2023, arXiv 2312.06635), with its special cases: plain linear attention
+// (no gate), retention (one constant gate a head), a scalar gate a token; and linear attention normalised by the sum of
+// its weights (Katharopoulos et al. 2020, arXiv 2006.16236), which is the same scan with a column of ones beside the values.
+//
+// Forward and backward are one pass and two over the sequence, 16 tokens at a time, all products on libtorch's block
+// kernel. Arithmetic a token and head: forward 4 dk dv + 32 dk + 32 dv flops, backward 10 dk dv + 96 dk + 64 dv.
+// Backward keeps one state every 256 tokens (dk dv / 256 floats a token: a quarter of one input at dk = dv = 64) and
+// recomputes the rest; the gate's gradient is the paper's closed form, a reverse running sum.
+
+#include "ChunkScan.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace martlet {
+namespace {
+
+using namespace scan;
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+enum class Gate { none, head, token, channel };
+
+/// Tokens between two saved states.
+constexpr int64_t kSpacing = 256;
+
+MARTLET_VECTOR static void normaliseRows(
+    float* out, int64_t width, int64_t padded, int64_t rows, float eps, float* denominators) {
+  for (int64_t i = 0; i < rows; ++i) {
+    float* row = out + i * padded;
+    const float denominator = row[width] + eps;
+    const float inverse = 1.0f / denominator;
+    denominators[i] = denominator;
+    for (int64_t c = 0; c < width; ++c) row[c] *= inverse;
+  }
+}
+
+/// Gradient of the numerator (columns 0..<width) and of the denominator (column `width`) from that of their quotient.
+MARTLET_VECTOR static void quotientGradient(
+    float* gradient, const float* quotient, int64_t width, int64_t padded, int64_t rows, const float* denominators) {
+  MARTLET_FAST_SUMS
+  for (int64_t i = 0; i < rows; ++i) {
+    float* row = gradient + i * padded;
+    const float inverse = 1.0f / denominators[i];
+    float sum = 0;
+    MARTLET_SIMD
+    for (int64_t c = 0; c < width; ++c) {
+      row[c] *= inverse;
+      sum += row[c] * quotient[i * padded + c];
+    }
+    row[width] = -sum;
+  }
+}
+
+MARTLET_VECTOR static void addRows(const float* from, int64_t rows, int64_t width, float* sums) {
+  MARTLET_FAST_SUMS
+  for (int64_t i = 0; i < rows; ++i) {
+    float sum = 0;
+    MARTLET_SIMD
+    for (int64_t c = 0; c < width; ++c) sum += from[i * width + c];
+    sums[i] = sum;
+  }
+}
+
+MARTLET_VECTOR static void fillRows(const float* values, int64_t rows, int64_t width, float* to) {
+  for (int64_t i = 0; i < kBlock; ++i) {
+    const float value = i < rows ? fastExp(values[i]) : 1.0f;
+    for (int64_t c = 0; c < width; ++c) to[i * width + c] = value;
+  }
+}
+
+MARTLET_VECTOR static void multiplyInto(float* x, const float* y, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) x[i] *= y[i];
+}
+
+/// to = decay ⊙ to + from, by rows.
+MARTLET_VECTOR static void decayAndAdd(
+    const float* decay, const float* from, int64_t rows, int64_t width, const float* base, float* to) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < width; ++c) to[r * width + c] = decay[r] * base[r * width + c] + from[r * width + c];
+}
+
+/// What is scanned. `dv` counts the values' columns, `columns` those of the state (one more with a denominator).
+struct Problem {
+  int64_t batch, heads, length, dk, dv, columns, paddedKey, paddedColumns;
+  Rows query, key, value, gate;
+  Gate mode = Gate::none;
+  const float* headGate = nullptr;  // [H], natural logarithms
+  float scale = 1;
+  bool normalised = false;
+  float eps = 0;
+  const bool* keep = nullptr;  // [B, L], false: the key is not there
+
+  Problem(const Tensor& q, const Tensor& k, const Tensor& v, bool normalised)
+      : batch(q.size(0)), heads(q.size(1)), length(q.size(2)), dk(q.size(3)), dv(v.size(3)), columns(dv + normalised),
+        paddedKey(roundedUp(dk)), paddedColumns(roundedUp(columns)), query(q), key(k), value(v), normalised(normalised) {}
+
+  int64_t count() const { return batch * heads; }
+  int64_t stateSize() const { return dk * columns; }
+  bool gated() const { return mode != Gate::none; }
+};
+
+/// One worker's tiles and its steps through a block.
+class Scan {
+  const Problem& p_;
+  const int64_t dk_, dv_, weights_;  // padded widths; leading dimension of a [16, dk | 16] tile
+  Arena arena_;
+  float *q_, *k_, *gate_, *qFactor_, *kFactor_, *total_, *qw_, *kw_, *keyColumns_, *valueColumns_, *out_, *tile_;
+  float *products_, *rowGradient_, *keyGradient_, *dg_, *work_, *carry_, *chunkQueryGradient_, *blockStates_;
+  float diagonal_[kBlock];
+  bool ordinary_ = true;
+  int64_t factorsFor_ = -1, factorHead_ = -1;
+
+ public:
+  float *state, *stateGradient;  // [dk + 16, dv], the last 16 rows the block's values (output gradients)
+  double headGateGradient = 0;
+
+  explicit Scan(const Problem& p)
+      : p_(p), dk_(p.paddedKey), dv_(p.paddedColumns), weights_(dk_ + kBlock),
+        arena_(16 * (10 * dk_ + 2 * weights_ + 4 * dv_ + 2 * weights_) + 2 * weights_ * dv_ + 4 * dk_ + kSpacing * dk_ +
+               (p.mode == Gate::head ? kSpacing / kBlock * dk_ * dv_ : 0) + 4096) {
+    const auto tile = [&](int64_t width) { return arena_.take(kBlock * width); };
+    q_ = tile(dk_), k_ = tile(dk_), gate_ = tile(dk_), qFactor_ = tile(dk_), kFactor_ = tile(dk_);
+    rowGradient_ = tile(dk_), keyGradient_ = tile(dk_), dg_ = tile(dk_), keyColumns_ = tile(dk_);
+    qw_ = tile(weights_), kw_ = tile(weights_), products_ = tile(weights_);
+    valueColumns_ = tile(dv_), out_ = tile(dv_), tile_ = tile(dv_);
+    state = arena_.take(weights_ * dv_), stateGradient = arena_.take(weights_ * dv_);
+    total_ = arena_.take(dk_), work_ = arena_.take(dk_), carry_ = arena_.take(dk_);
+    chunkQueryGradient_ = arena_.take(kSpacing * dk_);
+    blockStates_ = arena_.take(p.mode == Gate::head ? kSpacing / kBlock * dk_ * dv_ : 0);
+    for (int64_t i = 0; i < kBlock * dk_; ++i) gate_[i] = 1;
+    for (int64_t c = 0; c < dk_; ++c) total_[c] = 1;
+  }
+
+  int64_t stateFloats() const { return weights_ * dv_; }
+
+  /// [dk, columns] contiguous floats, or nothing for zeros, into a padded state.
+  void loadState(const float* from, float* to) const {
+    std::memset(to, 0, sizeof(float) * dk_ * dv_);
+    if (!from) return;
+    for (int64_t r = 0; r < p_.dk; ++r) std::memcpy(to + r * dv_, from + r * p_.columns, sizeof(float) * p_.columns);
+  }
+  void storeState(const float* from, float* to) const {
+    for (int64_t r = 0; r < p_.dk; ++r) std::memcpy(to + r * p_.columns, from + r * dv_, sizeof(float) * p_.columns);
+  }
+
+  /// Sums of k_tᵀ v_t over tokens begin..<end onto `state`, decayed; `decay` [dk] takes the product of the gates.
+  void accumulate(int64_t head, int64_t begin, int64_t end, float* decay) {
+    for (int64_t c = 0; c < p_.dk; ++c) decay[c] = 1;
+    for (int64_t t = begin; t < end; t += kBlock) {
+      const int64_t rows = std::min(kBlock, end - t);
+      loadGate(head, t, rows);
+      loadKey(head, t, rows);
+      loadValue(head, t, rows, valuesOfState());
+      advance();
+      if (p_.gated()) multiplyInto(decay, total_, p_.dk);
+    }
+  }
+
+  /// The same of q_tᵀ dO_t onto `stateGradient`, from the last token to the first.
+  template <typename LoadGradient>
+  void accumulateGradient(int64_t head, int64_t begin, int64_t end, const LoadGradient& loadGradient, float* decay) {
+    for (int64_t c = 0; c < p_.dk; ++c) decay[c] = 1;
+    for (int64_t t = begin + (end - begin - 1) / kBlock * kBlock; t >= begin; t -= kBlock) {
+      const int64_t rows = std::min(kBlock, end - t);
+      loadGate(head, t, rows);
+      loadQuery(head, t, rows);
+      loadGradient(t, rows, gradientsOfState());
+      transposeToColumns(qw_, weights_, dk_, keyColumns_);
+      if (p_.gated()) scaleRows(stateGradient, dk_, dv_, total_);
+      product(dk_, dv_, kBlock, keyColumns_, kBlock, gradientsOfState(), dv_, stateGradient, dv_, true);
+      if (p_.gated()) multiplyInto(decay, total_, p_.dk);
+    }
+  }
+
+  /// Outputs of tokens begin..<end, given to `emit(t, rows, tile)`; `save(t)` is called before every block.
+  template <typename Save, typename Emit>
+  void forward(int64_t head, int64_t begin, int64_t end, const Save& save, const Emit& emit) {
+    for (int64_t t = begin; t < end; t += kBlock) {
+      const int64_t rows = std::min(kBlock, end - t);
+      save(t);
+      loadGate(head, t, rows);
+      loadQuery(head, t, rows);
+      loadKey(head, t, rows);
+      loadValue(head, t, rows, valuesOfState());
+      transposeToColumns(kw_, weights_, dk_, keyColumns_);
+      if (ordinary_) {
+        product(kBlock, kBlock, dk_, qw_, weights_, keyColumns_, kBlock, qw_ + dk_, weights_, false);
+        keepTriangle(qw_ + dk_, weights_, true);
+      } else {
+        decayingWeights(q_, k_, gate_, dk_, p_.scale, qw_ + dk_, weights_, 1, work_);
+      }
+      product(kBlock, dv_, weights_, qw_, weights_, state, dv_, out_, dv_, false);
+      emit(t, rows, out_);
+      update();
+    }
+  }
+
+  /// Gradients of tokens begin..<end, at most kSpacing of them: `state` holds the state before `begin`, `stateGradient` the
+  /// gradient of the state after `end`; on return the one before `begin`.
+  template <typename LoadGradient>
+  void backward(
+      int64_t head, int64_t begin, int64_t end, const LoadGradient& loadGradient, const Rows& queryGradient,
+      const Rows& keyGradient, const Rows& valueGradient, const Rows* gateGradients) {
+    // Forwards again: dQ = dO Sᵀ and, inside the block, lower(dO Vᵀ) K. Transposed, [S; V] dOᵀ gives both first factors.
+    // The gate's running sum starts afresh from S ⊙ dS at the end of these tokens; a head's one gate sums what is left over
+    // all tokens, with much cancellation, so for it at the end of every block.
+    const bool anchorBlocks = gateGradients && p_.mode == Gate::head;
+    for (int64_t t = begin; t < end; t += kBlock) {
+      const int64_t rows = std::min(kBlock, end - t);
+      float* dq = chunkQueryGradient_ + (t - begin) * dk_;
+      loadGate(head, t, rows);
+      loadKey(head, t, rows);
+      loadValue(head, t, rows, valuesOfState());
+      loadGradient(t, rows, tile_);
+      transposeToColumns(tile_, dv_, dv_, valueColumns_);
+      transposeToColumns(kw_, weights_, dk_, keyColumns_);
+      float* weightGradient = products_ + dk_ * kBlock;  // [j, i]
+      product(weights_, kBlock, dv_, state, dv_, valueColumns_, kBlock, products_, kBlock, false);
+      keepTriangle(weightGradient, kBlock, false);
+      takeDiagonal(weightGradient, p_.scale, diagonal_);
+      if (ordinary_) product(dk_, kBlock, kBlock, keyColumns_, kBlock, weightGradient, kBlock, products_, kBlock, true);
+      transposeToRows(products_, dk_, qFactor_, dq, dk_);
+      if (!ordinary_) decayingQueryGradient(weightGradient, 1, kBlock, k_, gate_, dk_, p_.scale, dq, work_);
+      addDiagonal(dq, diagonal_, k_, dk_, rowGradient_);
+      queryGradient.store(head, t, rows, rowGradient_, dk_);
+      update();
+      if (anchorBlocks) std::memcpy(blockStates_ + (t - begin) / kBlock * dk_ * dv_, state, sizeof(float) * dk_ * dv_);
+    }
+    if (gateGradients && !anchorBlocks) rowProducts(state, stateGradient, dk_, dv_, carry_);
+    // Backwards: with E the gradient of the state, dK = V Eᵀ + Q lower(dO Vᵀ), dV = [K | Pᵀ] [E; dO], E += Qᵀ dO.
+    for (int64_t t = begin + (end - begin - 1) / kBlock * kBlock; t >= begin; t -= kBlock) {
+      const int64_t rows = std::min(kBlock, end - t);
+      loadGate(head, t, rows);
+      loadQuery(head, t, rows);
+      loadKey(head, t, rows);
+      loadValue(head, t, rows, tile_);
+      loadGradient(t, rows, gradientsOfState());
+      if (anchorBlocks) rowProducts(blockStates_ + (t - begin) / kBlock * dk_ * dv_, stateGradient, dk_, dv_, carry_);
+      transposeToColumns(qw_, weights_, dk_, keyColumns_);
+      transposeToColumns(tile_, dv_, dv_, valueColumns_);
+      if (p_.gated() && ordinary_) scaleRows(stateGradient, dk_, dv_, total_);
+      float* weightGradient = products_ + dk_ * kBlock;  // [i, j]
+      product(weights_, kBlock, dv_, stateGradient, dv_, valueColumns_, kBlock, products_, kBlock, false);
+      keepTriangle(weightGradient, kBlock, true);
+      takeDiagonal(weightGradient, p_.scale, diagonal_);
+      if (ordinary_) {
+        product(kBlock, kBlock, dk_, kw_, weights_, keyColumns_, kBlock, kw_ + dk_, weights_, false);
+        keepTriangle(kw_ + dk_, weights_, false);
+        product(dk_, kBlock, kBlock, keyColumns_, kBlock, weightGradient, kBlock, products_, kBlock, true);
+      } else {
+        decayingWeights(q_, k_, gate_, dk_, p_.scale, kw_ + dk_, 1, weights_, work_);
+      }
+      product(kBlock, dv_, weights_, kw_, weights_, stateGradient, dv_, out_, dv_, false);
+      maskRows(head, t, rows, out_, dv_);
+      valueGradient.store(head, t, rows, out_, dv_);
+      transposeToRows(products_, dk_, kFactor_, keyGradient_, dk_);
+      if (!ordinary_) decayingKeyGradient(weightGradient, kBlock, 1, q_, gate_, dk_, p_.scale, keyGradient_, work_);
+      addDiagonal(keyGradient_, diagonal_, q_, dk_, rowGradient_);
+      maskRows(head, t, rows, rowGradient_, dk_);
+      keyGradient.store(head, t, rows, rowGradient_, dk_);
+      if (gateGradients) storeGateGradient(head, t, rows, chunkQueryGradient_ + (t - begin) * dk_, *gateGradients);
+      if (p_.gated() && !ordinary_) scaleRows(stateGradient, dk_, dv_, total_);
+      product(dk_, dv_, kBlock, keyColumns_, kBlock, gradientsOfState(), dv_, stateGradient, dv_, true);
+    }
+  }
+
+  /// Every token sees the whole sum in `state`.
+  template <typename Emit>
+  void readAll(int64_t head, int64_t begin, int64_t end, const Emit& emit) {
+    for (int64_t t = begin; t < end; t += kBlock) {
+      const int64_t rows = std::min(kBlock, end - t);
+      loadGate(head, t, rows);
+      loadQuery(head, t, rows);
+      product(kBlock, dv_, dk_, qw_, weights_, state, dv_, out_, dv_, false);
+      emit(t, rows, out_);
+    }
+  }
+
+  /// The gradients of `readAll` and of the sum: of the queries from `state`, of keys and values from `stateGradient`.
+  template <typename LoadGradient>
+  void backwardAll(
+      int64_t head, int64_t begin, int64_t end, const LoadGradient& loadGradient, const Rows& queryGradient,
+      const Rows& keyGradient, const Rows& valueGradient) {
+    for (int64_t t = begin; t < end; t += kBlock) {
+      const int64_t rows = std::min(kBlock, end - t);
+      loadGate(head, t, rows);
+      loadKey(head, t, rows);
+      loadGradient(t, rows, tile_);
+      transposeToColumns(tile_, dv_, dv_, valueColumns_);
+      product(dk_, kBlock, dv_, state, dv_, valueColumns_, kBlock, products_, kBlock, false);
+      transposeToRows(products_, dk_, qFactor_, rowGradient_, dk_);
+      queryGradient.store(head, t, rows, rowGradient_, dk_);
+      loadValue(head, t, rows, tile_);
+      transposeToColumns(tile_, dv_, dv_, valueColumns_);
+      product(dk_, kBlock, dv_, stateGradient, dv_, valueColumns_, kBlock, products_, kBlock, false);
+      transposeToRows(products_, dk_, kFactor_, keyGradient_, dk_);
+      maskRows(head, t, rows, keyGradient_, dk_);
+      keyGradient.store(head, t, rows, keyGradient_, dk_);
+      product(kBlock, dv_, dk_, kw_, weights_, stateGradient, dv_, out_, dv_, false);
+      maskRows(head, t, rows, out_, dv_);
+      valueGradient.store(head, t, rows, out_, dv_);
+    }
+  }
+
+ private:
+  float* valuesOfState() const { return state + dk_ * dv_; }
+  float* gradientsOfState() const { return stateGradient + dk_ * dv_; }
+
+  void loadGate(int64_t head, int64_t t, int64_t rows) {
+    // A gate that doesn't vary in time gives the same factors in every full block.
+    const bool constant = p_.mode == Gate::none || p_.mode == Gate::head;
+    if (constant && factorsFor_ == rows && factorHead_ == head) return;
+    factorsFor_ = rows, factorHead_ = head;
+    if (p_.mode == Gate::channel) {
+      p_.gate.load(head, t, rows, gate_, dk_);
+      exponentials(gate_, kBlock * dk_);
+    } else if (p_.gated()) {
+      float values[kBlock];
+      for (int64_t i = 0; i < rows; ++i)
+        values[i] = p_.mode == Gate::head ? p_.headGate[head % p_.heads]
+                                          : *reinterpret_cast<const float*>(p_.gate.row(head, t + i));
+      fillRows(values, rows, dk_, gate_);
+    }
+    ordinary_ = decayFactors(gate_, dk_, p_.scale, qFactor_, kFactor_, total_);
+  }
+
+  void loadQuery(int64_t head, int64_t t, int64_t rows) {
+    p_.query.load(head, t, rows, q_, dk_);
+    weighRows(q_, qFactor_, dk_, qw_, weights_);
+  }
+
+  void loadKey(int64_t head, int64_t t, int64_t rows) {
+    p_.key.load(head, t, rows, k_, dk_);
+    maskRows(head, t, rows, k_, dk_);
+    weighRows(k_, kFactor_, dk_, kw_, weights_);
+  }
+
+  void loadValue(int64_t head, int64_t t, int64_t rows, float* to) const {
+    p_.value.load(head, t, rows, to, dv_);
+    if (p_.normalised)
+      for (int64_t i = 0; i < rows; ++i) to[i * dv_ + p_.dv] = 1;
+  }
+
+  void maskRows(int64_t head, int64_t t, int64_t rows, float* tile, int64_t width) const {
+    if (!p_.keep) return;
+    const bool* keep = p_.keep + head / p_.heads * p_.length + t;
+    for (int64_t i = 0; i < rows; ++i)
+      if (!keep[i]) std::memset(tile + i * width, 0, sizeof(float) * width);
+  }
+
+  /// The block's keys and values into the state; the keys' columns are in place.
+  void update() {
+    if (p_.gated() && !ordinary_) scaleRows(state, dk_, dv_, total_);
+    product(dk_, dv_, kBlock, keyColumns_, kBlock, valuesOfState(), dv_, state, dv_, true);
+    if (p_.gated() && ordinary_) scaleRows(state, dk_, dv_, total_);
+  }
+  void advance() {
+    transposeToColumns(kw_, weights_, dk_, keyColumns_);
+    update();
+  }
+
+  void storeGateGradient(int64_t head, int64_t t, int64_t rows, const float* dq, const Rows& gradients) {
+    gateGradient(q_, dq, k_, keyGradient_, gate_, dk_, carry_, dg_);
+    if (p_.mode == Gate::channel) {
+      gradients.store(head, t, rows, dg_, dk_);
+      return;
+    }
+    float sums[kBlock];
+    addRows(dg_, rows, dk_, sums);
+    if (p_.mode == Gate::token) {
+      gradients.store(head, t, rows, sums, 1);
+    } else {
+      for (int64_t i = 0; i < rows; ++i) headGateGradient += sums[i];
+    }
+  }
+};
+
+/// How the sequence is shared out: whole heads, or, where there are fewer heads than workers, also segments of each, whose
+/// entering states come from a first pass over the sums alone (a third of the work again, so only then).
+struct Segments {
+  int64_t count, length;
+
+  Segments(int64_t heads, int64_t tokens) {
+    const int64_t workers = workerCount();
+    int64_t wanted = heads >= workers || heads == 0 ? 1 : (2 * workers + heads - 1) / heads;
+    wanted = std::max<int64_t>(1, std::min(wanted, tokens / 1024));
+    length = std::max((tokens + wanted - 1) / wanted + kSpacing - 1, kSpacing) / kSpacing * kSpacing;
+    count = std::max<int64_t>(1, (tokens + length - 1) / length);
+  }
+  int64_t begin(int64_t i) const { return i * length; }
+  int64_t end(int64_t i, int64_t tokens) const { return std::min(tokens, (i + 1) * length); }
+};
+
+struct Workers {
+  std::vector<std::unique_ptr<Scan>> scans;
+  const Problem& problem;
+  explicit Workers(const Problem& p) : scans(workerCount()), problem(p) {}
+  Scan& operator[](int64_t worker) {
+    if (!scans[worker]) scans[worker] = std::make_unique<Scan>(problem);
+    return *scans[worker];
+  }
+};
+
+/// The state entering every segment [BH, segments + 1, dk, columns] (the last one leaving), from `first` ([BH, dk, columns]
+/// or nothing), by sums inside segments in parallel and then one pass over segments. `reverse`: of the state's gradient,
+/// from the last segment to the first; entry i is then the gradient at the end of segment i - 1.
+template <typename Accumulate>
+Tensor enteringStates(
+    const Problem& p, const Segments& segments, const float* first, bool reverse, bool everySegment, Workers& workers,
+    const Accumulate& accumulate) {
+  const int64_t heads = p.count(), size = p.stateSize(), entries = segments.count + 1;
+  Tensor states = at::empty({heads, entries, p.dk, p.columns}, at::kFloat);
+  float* data = states.data_ptr<float>();
+  Tensor decays = at::empty({heads, segments.count, p.dk}, at::kFloat);
+  float* decay = decays.data_ptr<float>();
+  const auto needed = [&](int64_t s) { return everySegment || s != (reverse ? 0 : segments.count - 1); };
+  parallelTasks(heads * segments.count, [&](int64_t task, int64_t worker) {
+    const int64_t head = task / segments.count, segment = task % segments.count;
+    if (!needed(segment)) return;
+    FlushDenormals flush;
+    Scan& scan = workers[worker];
+    float* entry = data + (head * entries + (reverse ? segment : segment + 1)) * size;
+    scan.loadState(nullptr, reverse ? scan.stateGradient : scan.state);
+    accumulate(scan, head, segments.begin(segment), segments.end(segment, p.length), decay + task * p.dk);
+    scan.storeState(reverse ? scan.stateGradient : scan.state, entry);
+  });
+  for (int64_t head = 0; head < heads; ++head) {
+    float* entry = data + head * entries * size;
+    float* start = entry + (reverse ? segments.count * size : 0);
+    if (first) std::memcpy(start, first + head * size, sizeof(float) * size);
+    else std::memset(start, 0, sizeof(float) * size);
+    for (int64_t i = 0; i < segments.count; ++i) {
+      const int64_t segment = reverse ? segments.count - 1 - i : i;
+      if (!needed(segment)) continue;
+      float* from = entry + (reverse ? segment + 1 : segment) * size;
+      float* to = entry + (reverse ? segment : segment + 1) * size;
+      decayAndAdd(decay + (head * segments.count + segment) * p.dk, to, p.dk, p.columns, from, to);
+    }
+  }
+  return states;
+}
+
+Tensor ready(const Tensor& x) { return x.dim() == 0 || x.size(-1) <= 1 || x.stride(-1) == 1 ? x : x.contiguous(); }
+
+bool isFast(at::ScalarType type) { return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf; }
+
+void checkInputs(const char* name, const Tensor& query, const Tensor& key, const Tensor& value) {
+  for (const auto& [tensor, argument] : {std::pair<const Tensor&, const char*>{query, "query"}, {key, "key"}, {value, "value"}}) {
+    TORCH_CHECK(tensor.dim() == 4, name, ": ", argument, " must be [batch, heads, length, width], not ", tensor.sizes());
+    TORCH_CHECK(
+        tensor.device().is_cpu() && tensor.layout() == at::kStrided, name, ": ", argument, " must be a dense CPU tensor, not one on ",
+        tensor.device());
+    TORCH_CHECK(isFast(tensor.scalar_type()), name, ": ", argument, " must be float32, bfloat16 or float16, not ", tensor.scalar_type());
+    TORCH_CHECK(tensor.scalar_type() == value.scalar_type(), name, ": query, key and value must have one type");
+  }
+  TORCH_CHECK(key.sizes() == query.sizes(), name, ": key has shape ", key.sizes(), ", expected query's ", query.sizes());
+  TORCH_CHECK(
+      value.sizes().slice(0, 3) == query.sizes().slice(0, 3), name, ": value has shape ", value.sizes(), ", expected ",
+      query.sizes().slice(0, 3), " and a width");
+  TORCH_CHECK(query.size(3) > 0 && value.size(3) > 0, name, ": widths must be positive");
+}
+
+const float* floats(const Tensor& x) { return x.defined() ? x.data_ptr<float>() : nullptr; }
+
+// --- Gated ----------------------------------------------------------------------------------------------------------
+
+Gate gateMode(const Tensor& query, const OptionalTensor& gate) {
+  if (!gate || !gate->defined()) return Gate::none;
+  const auto sizes = gate->sizes();
+  if (sizes == query.sizes().slice(1, 1)) return Gate::head;
+  if (sizes == query.sizes().slice(0, 3)) return Gate::token;
+  TORCH_CHECK(
+      sizes == query.sizes(), "gated_linear_attention: log_gate has shape ", sizes, ", expected [heads], [batch, heads, length] or query's ",
+      query.sizes());
+  return Gate::channel;
+}
+
+/// Tensors as the scan reads them: last dimension dense, gate and state in float32.
+struct GatedInputs {
+  Tensor query, key, value, gate, state;
+  Gate mode;
+
+  GatedInputs(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& g, const OptionalTensor& s) {
+    checkInputs("gated_linear_attention", q, k, v);
+    mode = gateMode(q, g);
+    query = ready(q), key = ready(k), value = ready(v);
+    if (mode != Gate::none) {
+      TORCH_CHECK(g->device().is_cpu(), "gated_linear_attention: log_gate must be on the CPU, not on ", g->device());
+      gate = g->to(at::kFloat);
+      gate = mode == Gate::head ? gate.contiguous() : mode == Gate::channel ? ready(gate) : gate;
+    }
+    if (s && s->defined()) {
+      TORCH_CHECK(
+          s->sizes() == at::IntArrayRef({q.size(0), q.size(1), q.size(3), v.size(3)}), "gated_linear_attention: initial_state has shape ",
+          s->sizes(), ", expected [batch, heads, key width, value width]");
+      TORCH_CHECK(s->device().is_cpu(), "gated_linear_attention: initial_state must be on the CPU, not on ", s->device());
+      state = s->to(at::kFloat).contiguous();
+    }
+  }
+
+  Problem problem(double scale) const {
+    Problem p(query, key, value, false);
+    p.mode = mode, p.scale = static_cast<float>(scale);
+    if (mode == Gate::head) p.headGate = gate.data_ptr<float>();
+    else if (mode != Gate::none) p.gate = Rows(gate);
+    return p;
+  }
+};
+
+/// Output, final state and, where wanted, the states every kSpacing tokens.
+std::tuple<Tensor, Tensor, Tensor> gatedForward(const GatedInputs& in, double scale, bool save) {
+  const Problem p = in.problem(scale);
+  Tensor out = emptyHeads(p.batch, p.heads, p.length, p.dv, in.query.options());
+  Tensor last = in.state.defined() ? in.state.clone() : at::zeros({p.batch, p.heads, p.dk, p.dv}, at::kFloat);
+  const int64_t entries = (p.length + kSpacing - 1) / kSpacing;
+  Tensor saved = save ? at::empty({p.count(), entries, p.dk, p.dv}, at::kFloat) : Tensor();
+  if (out.numel() == 0) return {out, last, saved};
+  const Segments segments(p.count(), p.length);
+  Workers workers(p);
+  Tensor entering;
+  if (segments.count > 1) {
+    entering = enteringStates(p, segments, floats(in.state), false, false, workers, [](Scan& scan, auto... rest) { scan.accumulate(rest...); });
+  }
+  const Rows outRows(out);
+  parallelTasks(p.count() * segments.count, [&](int64_t task, int64_t worker) {
+    FlushDenormals flush;
+    const int64_t head = task / segments.count, segment = task % segments.count;
+    Scan& scan = workers[worker];
+    const float* first = segments.count > 1 ? floats(entering) + (head * (segments.count + 1) + segment) * p.stateSize()
+                         : in.state.defined() ? floats(in.state) + head * p.stateSize()
+                                              : nullptr;
+    scan.loadState(first, scan.state);
+    scan.forward(
+        head, segments.begin(segment), segments.end(segment, p.length),
+        [&](int64_t t) {
+          if (save && t % kSpacing == 0) scan.storeState(scan.state, saved.data_ptr<float>() + (head * entries + t / kSpacing) * p.stateSize());
+        },
+        [&](int64_t t, int64_t rows, float* tile) { outRows.store(head, t, rows, tile, p.paddedColumns); });
+    if (segment == segments.count - 1) scan.storeState(scan.state, last.data_ptr<float>() + head * p.stateSize());
+  });
+  return {out, last, saved};
+}
+
+struct GatedGradients {
+  Tensor query, key, value, gate, state;
+};
+
+GatedGradients gatedBackward(
+    const GatedInputs& in, double scale, const Tensor& saved, const Tensor& outGradient, const Tensor& lastGradient, bool wantGate) {
+  const Problem p = in.problem(scale);
+  const auto options = in.query.options();
+  GatedGradients g;
+  g.query = emptyHeads(p.batch, p.heads, p.length, p.dk, options);
+  g.key = emptyHeads(p.batch, p.heads, p.length, p.dk, options);
+  g.value = emptyHeads(p.batch, p.heads, p.length, p.dv, options);
+  g.state = lastGradient.defined() ? lastGradient.to(at::kFloat).contiguous().clone() : at::zeros({p.batch, p.heads, p.dk, p.dv}, at::kFloat);
+  wantGate &= in.mode != Gate::none;
+  if (wantGate) {
+    g.gate = in.mode == Gate::channel ? emptyHeads(p.batch, p.heads, p.length, p.dk, at::kFloat)
+             : in.mode == Gate::token ? at::empty({p.batch, p.heads, p.length}, at::kFloat)
+                                      : at::zeros({p.heads}, at::kFloat);
+  }
+  if (g.value.numel() == 0) return g;
+  Tensor dout = outGradient.defined() ? ready(outGradient.to(in.query.scalar_type()))
+                                      : at::zeros({1}, options).expand({p.batch, p.heads, p.length, p.dv}).contiguous();
+  const Rows outRows(dout), dq(g.query), dk(g.key), dv(g.value);
+  Rows dg;
+  if (wantGate && in.mode != Gate::head) dg = Rows(g.gate);
+  const Segments segments(p.count(), p.length);
+  Workers workers(p);
+  Tensor entering;
+  const auto loader = [&](int64_t head) {
+    return [&, head](int64_t t, int64_t rows, float* to) { outRows.load(head, t, rows, to, p.paddedColumns); };
+  };
+  if (segments.count > 1) {
+    entering = enteringStates(
+        p, segments, floats(g.state), true, false, workers, [&](Scan& scan, int64_t head, int64_t begin, int64_t end, float* decay) {
+          scan.accumulateGradient(head, begin, end, loader(head), decay);
+        });
+  }
+  const int64_t entries = saved.size(1);
+  std::vector<double> gateSums(p.count() * segments.count);
+  Tensor first = at::empty_like(g.state);
+  parallelTasks(p.count() * segments.count, [&](int64_t task, int64_t worker) {
+    FlushDenormals flush;
+    const int64_t head = task / segments.count, segment = task % segments.count;
+    Scan& scan = workers[worker];
+    const float* end = segments.count > 1 ? floats(entering) + (head * (segments.count + 1) + segment + 1) * p.stateSize()
+                                          : floats(g.state) + head * p.stateSize();
+    scan.loadState(end, scan.stateGradient);
+    scan.headGateGradient = 0;
+    const int64_t begin = segments.begin(segment), stop = segments.end(segment, p.length);
+    for (int64_t t = begin + (stop - begin - 1) / kSpacing * kSpacing; t >= begin; t -= kSpacing) {
+      scan.loadState(floats(saved) + (head * entries + t / kSpacing) * p.stateSize(), scan.state);
+      scan.backward(head, t, std::min(stop, t + kSpacing), loader(head), dq, dk, dv, wantGate ? &dg : nullptr);
+    }
+    gateSums[task] = scan.headGateGradient;
+    if (segment == 0) scan.storeState(scan.stateGradient, first.data_ptr<float>() + head * p.stateSize());
+  });
+  g.state = first;
+  if (wantGate && in.mode == Gate::head) {
+    std::vector<double> sums(p.heads);
+    for (int64_t i = 0; i < p.count() * segments.count; ++i) sums[i / segments.count % p.heads] += gateSums[i];
+    for (int64_t h = 0; h < p.heads; ++h) g.gate.data_ptr<float>()[h] = static_cast<float>(sums[h]);
+  }
+  return g;
+}
+
+double scaleOf(const Tensor& query, std::optional<double> scale) { return scale.value_or(1.0 / std::sqrt(static_cast<double>(query.size(-1)))); }
+
+void checkChunk(int64_t chunk) { TORCH_CHECK(chunk > 0, "gated_linear_attention: chunk must be positive, not ", chunk); }
+
+std::tuple<Tensor, Tensor> gatedLinearAttention(
+    const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& logGate, const OptionalTensor& initialState,
+    std::optional<double> scale, int64_t chunk) {
+  checkChunk(chunk);
+  const GatedInputs in(query, key, value, logGate, initialState);
+  auto [out, last, saved] = gatedForward(in, scaleOf(query, scale), false);
+  return {out, last};
+}
+
+void checkOnce(const char* name) {
+  TORCH_CHECK(!at::GradMode::is_enabled(), name, ": has no second derivative; call backward without create_graph, or use the reference form");
+}
+
+Tensor as(const Tensor& gradient, at::ScalarType type) { return gradient.defined() ? gradient.to(type) : gradient; }
+
+class GatedFunction : public torch::autograd::Function<GatedFunction> {
+ public:
+  static torch::autograd::variable_list forward(
+      torch::autograd::AutogradContext* context, const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& logGate,
+      const OptionalTensor& initialState, std::optional<double> scale) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    context->set_materialize_grads(false);
+    const GatedInputs in(query, key, value, logGate, initialState);
+    const double factor = scaleOf(query, scale);
+    auto [out, last, saved] = gatedForward(in, factor, true);
+    const Tensor gate = logGate.value_or(Tensor()), state = initialState.value_or(Tensor());
+    context->save_for_backward({query, key, value, gate, state, saved});
+    context->saved_data["scale"] = factor;
+    return {out, last};
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context, torch::autograd::variable_list gradients) {
+    checkOnce("gated_linear_attention");
+    const auto kept = context->get_saved_variables();
+    const auto& gate = kept[3];
+    const auto& state = kept[4];
+    const GatedInputs in(kept[0], kept[1], kept[2], gate, state);
+    auto g = gatedBackward(in, context->saved_data["scale"].toDouble(), kept[5], gradients[0], gradients[1], gate.defined() && context->needs_input_grad(3));
+    return {g.query, g.key, g.value, gate.defined() ? as(g.gate, gate.scalar_type()) : Tensor(),
+            state.defined() ? as(g.state, state.scalar_type()) : Tensor(), Tensor()};
+  }
+};
+
+std::tuple<Tensor, Tensor> gatedLinearAttentionAutograd(
+    const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& logGate, const OptionalTensor& initialState,
+    std::optional<double> scale, int64_t chunk) {
+  const auto wants = [](const OptionalTensor& x) { return x && x->defined() && x->requires_grad(); };
+  if (!at::GradMode::is_enabled() || !(wants(query) || wants(key) || wants(value) || wants(logGate) || wants(initialState))) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return gatedLinearAttention(query, key, value, logGate, initialState, scale, chunk);
+  }
+  checkChunk(chunk);
+  auto results = GatedFunction::apply(query, key, value, logGate, initialState, scale);
+  return {results[0], results[1]};
+}
+
+// --- Normalised -----------------------------------------------------------------------------------------------------
+
+struct NormalisedInputs {
+  Tensor query, key, value, mask;
+  NormalisedInputs(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& keep) {
+    checkInputs("normalized_linear_attention", q, k, v);
+    query = ready(q), key = ready(k), value = ready(v);
+    if (keep && keep->defined()) {
+      TORCH_CHECK(
+          keep->scalar_type() == at::kBool && keep->device().is_cpu() && keep->sizes() == at::IntArrayRef({q.size(0), q.size(2)}),
+          "normalized_linear_attention: key_mask must be bool [batch, length] on the CPU, not ", keep->scalar_type(), " ", keep->sizes());
+      mask = keep->contiguous();
+    }
+  }
+  Problem problem(double eps) const {
+    Problem p(query, key, value, true);
+    p.eps = static_cast<float>(eps);
+    if (mask.defined()) p.keep = mask.data_ptr<bool>();
+    return p;
+  }
+};
+
+/// Output, denominators [BH, L] (eps included) and the states backward wants: every kSpacing tokens, or the one sum.
+std::tuple<Tensor, Tensor, Tensor> normalisedForward(const NormalisedInputs& in, bool causal, double eps, bool save) {
+  const Problem p = in.problem(eps);
+  Tensor out = emptyHeads(p.batch, p.heads, p.length, p.dv, in.query.options());
+  Tensor denominators = at::empty({p.count(), p.length}, at::kFloat);
+  const int64_t entries = causal ? (p.length + kSpacing - 1) / kSpacing : 1;
+  Tensor saved = at::empty({save || !causal ? p.count() : 0, entries, p.dk, p.columns}, at::kFloat);
+  if (out.numel() == 0) return {out, denominators, saved};
+  const Segments segments(p.count(), p.length);
+  Workers workers(p);
+  Tensor entering;
+  if (!causal || segments.count > 1) {
+    entering = enteringStates(p, segments, nullptr, false, !causal, workers, [](Scan& scan, auto... rest) { scan.accumulate(rest...); });
+    if (!causal) saved.copy_(entering.slice(1, segments.count));
+  }
+  const Rows outRows(out);
+  float* bottom = denominators.data_ptr<float>();
+  parallelTasks(p.count() * segments.count, [&](int64_t task, int64_t worker) {
+    FlushDenormals flush;
+    const int64_t head = task / segments.count, segment = task % segments.count;
+    Scan& scan = workers[worker];
+    const auto emit = [&](int64_t t, int64_t rows, float* tile) {
+      normaliseRows(tile, p.dv, p.paddedColumns, rows, p.eps, bottom + head * p.length + t);
+      outRows.store(head, t, rows, tile, p.paddedColumns);
+    };
+    const int64_t begin = segments.begin(segment), end = segments.end(segment, p.length);
+    if (!causal) {
+      scan.loadState(floats(saved) + head * p.stateSize(), scan.state);
+      scan.readAll(head, begin, end, emit);
+      return;
+    }
+    scan.loadState(segments.count > 1 ? floats(entering) + (head * (segments.count + 1) + segment) * p.stateSize() : nullptr, scan.state);
+    scan.forward(
+        head, begin, end,
+        [&](int64_t t) {
+          if (save && t % kSpacing == 0) scan.storeState(scan.state, saved.data_ptr<float>() + (head * entries + t / kSpacing) * p.stateSize());
+        },
+        emit);
+  });
+  return {out, denominators, saved};
+}
+
+Tensor normalizedLinearAttention(
+    const Tensor& query, const Tensor& key, const Tensor& value, bool causal, double eps, const OptionalTensor& mask) {
+  return std::get<0>(normalisedForward(NormalisedInputs(query, key, value, mask), causal, eps, false));
+}
+
+class NormalisedFunction : public torch::autograd::Function<NormalisedFunction> {
+ public:
+  static Tensor forward(
+      torch::autograd::AutogradContext* context, const Tensor& query, const Tensor& key, const Tensor& value, bool causal, double eps,
+      const OptionalTensor& mask) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const NormalisedInputs in(query, key, value, mask);
+    auto [out, denominators, saved] = normalisedForward(in, causal, eps, true);
+    context->save_for_backward({query, key, value, mask.value_or(Tensor()), out, denominators, saved});
+    context->saved_data["causal"] = causal;
+    context->saved_data["eps"] = eps;
+    return out;
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context, torch::autograd::variable_list gradients) {
+    checkOnce("normalized_linear_attention");
+    const auto kept = context->get_saved_variables();
+    const bool causal = context->saved_data["causal"].toBool();
+    const NormalisedInputs in(kept[0], kept[1], kept[2], kept[3]);
+    const Problem p = in.problem(context->saved_data["eps"].toDouble());
+    const Tensor &out = kept[4], &denominators = kept[5], &saved = kept[6];
+    const auto options = in.query.options();
+    Tensor queryGradient = emptyHeads(p.batch, p.heads, p.length, p.dk, options);
+    Tensor keyGradient = emptyHeads(p.batch, p.heads, p.length, p.dk, options);
+    Tensor valueGradient = emptyHeads(p.batch, p.heads, p.length, p.dv, options);
+    if (valueGradient.numel() == 0) return {queryGradient, keyGradient, valueGradient, Tensor(), Tensor(), Tensor()};
+    const Tensor outGradient = ready(gradients[0].to(in.query.scalar_type()));
+    const Rows dout(outGradient), quotient(out), dq(queryGradient), dk(keyGradient), dv(valueGradient);
+    const float* bottom = floats(denominators);
+    const Segments segments(p.count(), p.length);
+    Workers workers(p);
+    std::vector<std::vector<float>> tiles(workerCount(), std::vector<float>(kBlock * p.paddedColumns));
+    const auto loader = [&](int64_t head, float* quotients) {
+      return [&, head, quotients](int64_t t, int64_t rows, float* to) {
+        dout.load(head, t, rows, to, p.paddedColumns);
+        quotient.load(head, t, rows, quotients, p.paddedColumns);
+        quotientGradient(to, quotients, p.dv, p.paddedColumns, rows, bottom + head * p.length + t);
+      };
+    };
+    // The scans hand out no worker number: each segment's pass brings its own tile.
+    Tensor entering;
+    if (!causal || segments.count > 1) {
+      entering = enteringStates(
+          p, segments, nullptr, true, !causal, workers, [&](Scan& scan, int64_t head, int64_t begin, int64_t end, float* decay) {
+            std::vector<float> quotients(kBlock * p.paddedColumns);
+            scan.accumulateGradient(head, begin, end, loader(head, quotients.data()), decay);
+          });
+    }
+    const int64_t entries = saved.size(1);
+    parallelTasks(p.count() * segments.count, [&](int64_t task, int64_t worker) {
+      FlushDenormals flush;
+      const int64_t head = task / segments.count, segment = task % segments.count;
+      Scan& scan = workers[worker];
+      const auto load = loader(head, tiles[worker].data());
+      const int64_t begin = segments.begin(segment), end = segments.end(segment, p.length);
+      if (!causal) {
+        scan.loadState(floats(saved) + head * p.stateSize(), scan.state);
+        scan.loadState(floats(entering) + head * (segments.count + 1) * p.stateSize(), scan.stateGradient);
+        scan.backwardAll(head, begin, end, load, dq, dk, dv);
+        return;
+      }
+      scan.loadState(
+          segments.count > 1 ? floats(entering) + (head * (segments.count + 1) + segment + 1) * p.stateSize() : nullptr, scan.stateGradient);
+      for (int64_t t = begin + (end - begin - 1) / kSpacing * kSpacing; t >= begin; t -= kSpacing) {
+        scan.loadState(floats(saved) + (head * entries + t / kSpacing) * p.stateSize(), scan.state);
+        scan.backward(head, t, std::min(end, t + kSpacing), load, dq, dk, dv, nullptr);
+      }
+    });
+    return {queryGradient, keyGradient, valueGradient, Tensor(), Tensor(), Tensor()};
+  }
+};
+
+Tensor normalizedLinearAttentionAutograd(
+    const Tensor& query, const Tensor& key, const Tensor& value, bool causal, double eps, const OptionalTensor& mask) {
+  if (!at::GradMode::is_enabled() || !(query.requires_grad() || key.requires_grad() || value.requires_grad())) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return normalizedLinearAttention(query, key, value, causal, eps, mask);
+  }
+  return NormalisedFunction::apply(query, key, value, causal, eps, mask);
+}
+
+// --- One token ------------------------------------------------------------------------------------------------------
+
+/// state <- a ⊙ state + kᵀ v, out = scale q state, reading and writing the state once.
+MARTLET_VECTOR static void stepState(
+    float* state, int64_t dk, int64_t dv, const float* q, const float* k, const float* v, const float* gate, float scale, float* out) {
+  std::memset(out, 0, sizeof(float) * dv);
+  for (int64_t r = 0; r < dk; ++r) {
+    float* row = state + r * dv;
+    const float decay = gate[r], key = k[r], query = q[r] * scale;
+    for (int64_t c = 0; c < dv; ++c) {
+      row[c] = decay * row[c] + key * v[c];
+      out[c] += query * row[c];
+    }
+  }
+}
+
+Tensor gatedLinearAttentionStep(
+    const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& logGate, const Tensor& state, std::optional<double> scale) {
+  const char* name = "gated_linear_attention_step";
+  for (const auto& [tensor, argument] : {std::pair<const Tensor&, const char*>{query, "query"}, {key, "key"}, {value, "value"}})
+    TORCH_CHECK(tensor.dim() == 3, name, ": ", argument, " must be [batch, heads, width], not ", tensor.sizes());
+  const auto token = [](const Tensor& x) { return x.unsqueeze(2); };
+  checkInputs(name, token(query), token(key), token(value));
+  const int64_t batch = query.size(0), heads = query.size(1), dk = query.size(2), dv = value.size(2);
+  TORCH_CHECK(
+      state.scalar_type() == at::kFloat && state.device().is_cpu() && state.sizes() == at::IntArrayRef({batch, heads, dk, dv}) && state.is_contiguous(), name,
+      ": state must be contiguous float32 [batch, heads, key width, value width] = ", at::IntArrayRef({batch, heads, dk, dv}), ", not ", state.scalar_type(),
+      " ", state.sizes(), " with strides ", state.strides());
+  const Tensor q = query.to(at::kFloat).contiguous(), k = key.to(at::kFloat).contiguous(), v = value.to(at::kFloat).contiguous();
+  Tensor gate;
+  if (logGate && logGate->defined()) {
+    const auto sizes = logGate->sizes();
+    Tensor g = logGate->to(at::kFloat);
+    if (sizes == at::IntArrayRef({heads})) g = g.view({1, heads, 1});
+    else if (sizes == at::IntArrayRef({batch, heads})) g = g.unsqueeze(2);
+    else TORCH_CHECK(sizes == query.sizes(), name, ": log_gate has shape ", sizes, ", expected [heads], [batch, heads] or query's ", query.sizes());
+    gate = g.expand({batch, heads, dk}).contiguous();
+  }
+  Tensor out = at::empty({batch, heads, dv}, at::kFloat);
+  const float factor = static_cast<float>(scaleOf(query, scale));
+  const float *qs = floats(q), *ks = floats(k), *vs = floats(v), *gs = floats(gate);
+  float *states = state.data_ptr<float>(), *outs = out.data_ptr<float>();
+  parallelRanges(batch * heads, std::max<int64_t>(1, 32768 / (dk * dv)), [&](int64_t begin, int64_t end, int64_t) {
+    FlushDenormals flush;
+    std::vector<float> open(dk, 1.0f);
+    for (int64_t i = begin; i < end; ++i) {
+      if (gs) {
+        std::memcpy(open.data(), gs + i * dk, sizeof(float) * dk);
+        exponentials(open.data(), dk);
+      }
+      stepState(states + i * dk * dv, dk, dv, qs + i * dk, ks + i * dk, vs + i * dv, open.data(), factor, outs + i * dv);
+    }
+  });
+  return out.to(query.scalar_type());
+}
+
+}  // namespace
+}  // namespace martlet
+
+TORCH_LIBRARY_FRAGMENT(martlet, m) {
+  m.def(
+      "gated_linear_attention(Tensor query, Tensor key, Tensor value, Tensor? log_gate=None, Tensor? initial_state=None, float? scale=None, "
+      "int chunk=64) -> (Tensor, Tensor)");
+  m.def(
+      "normalized_linear_attention(Tensor query_features, Tensor key_features, Tensor value, bool causal, float eps=1e-6, Tensor? key_mask=None) "
+      "-> Tensor");
+  m.def(
+      "gated_linear_attention_step(Tensor query, Tensor key, Tensor value, Tensor? log_gate, Tensor(a!) state, float? scale=None) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(martlet, CPU, m) {
+  m.impl("gated_linear_attention", martlet::gatedLinearAttention);
+  m.impl("normalized_linear_attention", martlet::normalizedLinearAttention);
+  m.impl("gated_linear_attention_step", martlet::gatedLinearAttentionStep);
+}
+
+TORCH_LIBRARY_IMPL(martlet, Autograd, m) {
+  m.impl("gated_linear_attention", martlet::gatedLinearAttentionAutograd);
+  m.impl("normalized_linear_attention", martlet::normalizedLinearAttentionAutograd);
+}

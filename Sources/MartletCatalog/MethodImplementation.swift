@@ -1,0 +1,92 @@
+import Martlet
+
+/// What makes a catalog entry runnable: its contract, one run on given tensors, and the scaled-down experiment of its paper.
+public protocol MethodImplementation: Sendable {
+  /// The keys that the configuration understands, for `describe`.
+  var configurationKeys: [ConfigurationKey] { get }
+
+  /// The parameters of the method under a configuration, by checkpoint key and in their order, for `describe`.
+  /// Throws ``ConfigurationError`` for a key or value that doesn't exist.
+  func parameterShapes(configuration: JSONValue) throws -> [(key: String, shape: [Int])]
+
+  /// Where the equations come from: paper, section, equation numbers.
+  var source: String { get }
+
+  /// Runs the method on tensors from a file; names in and out are those of the contract of the entry's kind.
+  /// Throws ``ConfigurationError``, or `TensorError` for tensors that are missing or have the wrong shape.
+  func probe(configuration: JSONValue, tensors: [String: Tensor]) throws -> [String: Tensor]
+
+  /// Runs the scaled-down experiment (about a minute on two cores) and judges the claim from its figures.
+  /// `progress` receives one line of text at a time.
+  func reproduce(progress: (String) -> Void) throws -> Reproduction
+}
+
+/// One key of a method's configuration.
+public struct ConfigurationKey: Sendable {
+  public enum ValueType: String, Sendable { case boolean, integer, number, string, array }
+
+  public let name: String
+  public let type: ValueType
+  /// The value when the key is absent; nil when the key must be given.
+  public let defaultValue: JSONValue?
+  public let meaning: String
+  /// The allowed strings; empty when any value of the type is allowed.
+  public let choices: [String]
+
+  public init(_ name: String, _ type: ValueType, default defaultValue: JSONValue?, _ meaning: String, choices: [String] = []) {
+    self.name = name
+    self.type = type
+    self.defaultValue = defaultValue
+    self.meaning = meaning
+    self.choices = choices
+  }
+
+  func accepts(_ value: JSONValue) -> Bool {
+    switch type {
+    case .boolean: value.boolValue != nil
+    case .integer: value.intValue != nil
+    case .number: value.doubleValue != nil
+    case .string: value.stringValue.map { choices.isEmpty || choices.contains($0) } ?? false
+    case .array: value.arrayValue != nil
+    }
+  }
+}
+
+/// A configuration that a method doesn't understand. The message names the key, and the nearest one that exists.
+public struct ConfigurationError: Error, CustomStringConvertible, Sendable {
+  public let message: String
+  public init(_ message: String) { self.message = message }
+  public var description: String { message }
+}
+
+extension MethodImplementation {
+  /// The configuration with every default filled in, keys in the order of `configurationKeys`.
+  ///
+  /// Throws ``ConfigurationError`` for an unknown key (suggesting the nearest), a value of the wrong type or outside its choices, and
+  /// a required key that is missing. `null` counts as an empty configuration.
+  public func completed(_ configuration: JSONValue) throws -> JSONValue {
+    let given: JSONObject
+    switch configuration {
+    case .object(let object): given = object
+    case .null: given = JSONObject()
+    default: throw ConfigurationError("a configuration must be an object, this is \(configuration.kindDescription)")
+    }
+    let names = configurationKeys.map(\.name)
+    for key in given.keys where !names.contains(key) {
+      throw ConfigurationError("unknown configuration key \"\(key)\".\(Suggestions.phrase(for: key, in: names))")
+    }
+    var result = JSONObject()
+    for key in configurationKeys {
+      guard let value = given[key.name] ?? key.defaultValue else {
+        throw ConfigurationError("the configuration key \"\(key.name)\" (\(key.type.rawValue): \(key.meaning)) must be given")
+      }
+      // A default may be null ("off"), and giving it explicitly is allowed.
+      guard key.accepts(value) || value == key.defaultValue else {
+        let allowed = key.choices.isEmpty ? "of type \(key.type.rawValue)" : "one of " + key.choices.joined(separator: ", ")
+        throw ConfigurationError("the configuration key \"\(key.name)\" must be \(allowed), not \(value.serialized())")
+      }
+      result[key.name] = value
+    }
+    return .object(result)
+  }
+}

@@ -1,0 +1,29 @@
+/// A pointwise non-linearity, named as in configurations.
+public enum Activation: String, Codable, Sendable, CaseIterable {
+  case identity
+  case relu
+  case gelu
+  case geluTanh = "gelu_tanh"
+  case silu
+  case sigmoid
+  case tanh
+  case elu
+  case softplus
+  /// relu(x)².
+  case reluSquared = "relu_squared"
+
+  public func callAsFunction(_ x: Tensor) -> Tensor {
+    switch self {
+    case .identity: x
+    case .relu: x.relu()
+    case .gelu: x.gelu()
+    case .geluTanh: x.gelu(approximate: true)
+    case .silu: x.silu()
+    case .sigmoid: x.sigmoid()
+    case .tanh: x.tanh()
+    case .elu: x.elu()
+    case .softplus: x.softplus()
+    case .reluSquared: x.relu().square()
+    }
+  }
+}

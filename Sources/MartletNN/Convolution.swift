@@ -1,0 +1,92 @@
+private enum Operators {
+  static let conv1d = Operator("aten::conv1d")
+  static let conv2d = Operator("aten::conv2d")
+}
+
+/// Cross-correlation along one axis. x: [batch, inChannels, length]; weight [outChannels, inChannels/groups, kernel].
+/// `groups == inChannels` is the depthwise form.
+public final class Conv1d: Module {
+  @Parameter public var weight: Tensor
+  @Parameter public var bias: Tensor?
+  public let stride, padding, dilation, groups: Int
+
+  public init(
+    _ inChannels: Int, _ outChannels: Int, kernel: Int, stride: Int = 1, padding: Int = 0, dilation: Int = 1, groups: Int = 1,
+    bias: Bool = true, generator: RandomGenerator
+  ) {
+    require(inChannels % groups == 0 && outChannels % groups == 0, "\(groups) groups don't divide \(inChannels) and \(outChannels) channels")
+    (self.stride, self.padding, self.dilation, self.groups) = (stride, padding, dilation, groups)
+    super.init()
+    let bound = 1 / Double(inChannels / groups * kernel).squareRoot()
+    weight = Initializer.uniform(bound)([outChannels, inChannels / groups, kernel], generator)
+    self.bias = bias ? Initializer.uniform(bound)([outChannels], generator) : nil
+  }
+
+  public func callAsFunction(_ x: Tensor) -> Tensor {
+    Operators.conv1d(
+      .tensor(x), .tensor(weight), .tensor(bias), .ints([stride]), .ints([padding]), .ints([dilation]), .int(groups))
+  }
+}
+
+/// Cross-correlation over images. x: [batch, inChannels, height, width]; weight [outChannels, inChannels/groups, kh, kw].
+public final class Conv2d: Module {
+  @Parameter public var weight: Tensor
+  @Parameter public var bias: Tensor?
+  public let stride, padding, dilation, groups: Int
+
+  public init(
+    _ inChannels: Int, _ outChannels: Int, kernel: Int, stride: Int = 1, padding: Int = 0, dilation: Int = 1, groups: Int = 1,
+    bias: Bool = true, generator: RandomGenerator
+  ) {
+    require(inChannels % groups == 0 && outChannels % groups == 0, "\(groups) groups don't divide \(inChannels) and \(outChannels) channels")
+    (self.stride, self.padding, self.dilation, self.groups) = (stride, padding, dilation, groups)
+    super.init()
+    let bound = 1 / Double(inChannels / groups * kernel * kernel).squareRoot()
+    weight = Initializer.uniform(bound)([outChannels, inChannels / groups, kernel, kernel], generator)
+    self.bias = bias ? Initializer.uniform(bound)([outChannels], generator) : nil
+  }
+
+  public func callAsFunction(_ x: Tensor) -> Tensor {
+    Operators.conv2d(
+      .tensor(x), .tensor(weight), .tensor(bias), .ints([stride, stride]), .ints([padding, padding]),
+      .ints([dilation, dilation]), .int(groups))
+  }
+}
+
+/// A causal depthwise convolution with a short kernel and an optional SiLU after it, as used before recurrent mixers.
+/// x: [batch, length, width] → the same shape; the streaming state is the last kernel − 1 inputs.
+public final class ShortConvolution: Module {
+  /// [width, kernel]; the last column weighs the current position.
+  @Parameter public var weight: Tensor
+  public let kernel: Int
+  public let activated: Bool
+
+  public init(_ width: Int, kernel: Int = 4, activated: Bool = true, generator: RandomGenerator) {
+    self.kernel = kernel
+    self.activated = activated
+    super.init()
+    weight = Initializer.uniform(1 / Double(kernel).squareRoot())([width, kernel], generator)
+  }
+
+  public func callAsFunction(_ x: Tensor) -> Tensor {
+    let width = x.dim(-1)
+    let channelsFirst = x.swappedAxes(1, 2).padded([kernel - 1, 0])  // [B, D, L + k − 1]
+    let y = Operators.conv1d(
+      .tensor(channelsFirst), .tensor(weight.expandedDimension(1)), .none, .ints([1]), .ints([0]), .ints([1]), .int(width)
+    ).swappedAxes(1, 2)
+    return activated ? y.silu() : y
+  }
+
+  /// [batch, kernel − 1, width] of zeros.
+  public func initialState(batch: Int) -> Tensor {
+    Tensor.zeros([batch, kernel - 1, weight.dim(0)], dtype: weight.dtype, device: weight.device)
+  }
+
+  /// One position. x: [batch, width].
+  public func step(_ x: Tensor, _ state: inout Tensor) -> Tensor {
+    let window = concatenated([state, x.expandedDimension(1)], axis: 1)  // [B, k, D]
+    state = window[.all, 1...]
+    let y = (window * weight.T).sum(axis: 1)
+    return activated ? y.silu() : y
+  }
+}

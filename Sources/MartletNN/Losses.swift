@@ -1,0 +1,36 @@
+private enum Operators {
+  static let crossEntropy = Operator("martlet::cross_entropy")
+  static let binary = Operator("aten::binary_cross_entropy_with_logits")
+  static let huber = Operator("aten::huber_loss")
+  static let klDiv = Operator("aten::kl_div")
+}
+
+/// The id of positions that a loss leaves out.
+public let ignoredTarget = -100
+
+/// Mean negative log-likelihood of integer targets. logits [..., classes], targets [...] int64; targets of `ignoredTarget`
+/// do not enter the mean. Traps when a target is neither ignored nor below `classes`.
+public func crossEntropy(_ logits: Tensor, _ targets: Tensor, labelSmoothing: Double = 0) -> Tensor {
+  let classes = logits.dim(-1)
+  return Operators.crossEntropy(
+    .tensor(logits.reshaped(-1, classes)), .tensor(targets.reshaped(-1)), .int(ignoredTarget), .double(labelSmoothing))
+}
+
+/// Mean binary cross-entropy of logits against targets in [0, 1].
+public func binaryCrossEntropy(_ logits: Tensor, _ targets: Tensor) -> Tensor {
+  Operators.binary(.tensor(logits), .tensor(targets))
+}
+
+public func meanSquaredError(_ prediction: Tensor, _ target: Tensor) -> Tensor { (prediction - target).square().mean() }
+
+public func meanAbsoluteError(_ prediction: Tensor, _ target: Tensor) -> Tensor { (prediction - target).abs().mean() }
+
+/// Quadratic below `delta`, linear above.
+public func huberLoss(_ prediction: Tensor, _ target: Tensor, delta: Double = 1) -> Tensor {
+  Operators.huber(.tensor(prediction), .tensor(target), .int(1), .double(delta))
+}
+
+/// KL(target ‖ prediction) summed over the last axis and averaged over the rest; both as log-probabilities.
+public func klDivergence(logPrediction: Tensor, logTarget: Tensor) -> Tensor {
+  (logTarget.exp() * (logTarget - logPrediction)).sum(axis: -1).mean()
+}
