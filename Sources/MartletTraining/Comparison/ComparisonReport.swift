@@ -95,7 +95,7 @@ public enum ComparisonReport {
       <div class="card scroll"><table class="sortable"><thead><tr>\(head)</tr></thead><tbody>
       \(rows.joined(separator: "\n"))
       </tbody></table></div>
-      <p class="note">\(spread) of \(ComparisonVerdict.words(results.primaryMetric).escaped) on the test split (\(direction)). Speed and memory are means over all runs of a mixer. ★ is the best of a column.</p>
+      <p class="note">\(spread). The figures are \(ComparisonVerdict.words(results.primaryMetric).escaped) on the test split (\(direction)). Speed and memory are means over all runs of a mixer. ★ is the best of a column.</p>
       </section>
       """
   }

@@ -208,7 +208,9 @@ public struct ComparisonFairness: Sendable {
         range.lowerBound == range.upperBound
         ? "\(Figure.grouped(range.lowerBound)) steps each"
         : "\(Figure.grouped(range.lowerBound)) to \(Figure.grouped(range.upperBound)) steps"
-      list.append((true, "Same budget: \(budget) (\(figures))."))
+      // A budget of time gives fast arms more steps; a budget of steps that some did not reach was not the same for all.
+      let holds = range.lowerBound == range.upperBound || !budget.lowercased().contains("step")
+      list.append((holds, (holds ? "Same budget: " : "Not every arm used its budget: ") + "\(budget) (\(figures))."))
     } else {
       list.append((true, "Same budget: \(budget)."))
     }

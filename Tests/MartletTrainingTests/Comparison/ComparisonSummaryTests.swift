@@ -120,8 +120,10 @@ import Testing
     #expect(ComparisonFairness(results).statements(budget: "100 steps").allSatisfy { $0.holds })
     results.arms[0].parameters = 103_000
     results.arms.removeLast()
+    results.arms[3].metrics[MetricName.steps] = 90
     let statements = ComparisonFairness(results).statements(budget: "100 steps")
-    #expect(statements.map(\.holds) == [false, false, true])
+    #expect(statements.map(\.holds) == [false, false, false])
+    #expect(ComparisonFairness(results).statements(budget: "10 minutes")[2].holds, "equal time may mean unequal steps")
     #expect(statements[0].text.contains("differ by more than 2 %"))
   }
 }
