@@ -6,7 +6,7 @@ public enum ComparisonReport {
   /// The report's HTML.
   public static func html(results: ComparisonResults) -> String {
     let mixers = results.mixers
-    let title = "\(Self.joined(mixers)) on \(results.task)"
+    let title = "\(subject(results)) on \(results.task)"
     return """
       <!DOCTYPE html>
       <html lang="en">
@@ -46,15 +46,14 @@ public enum ComparisonReport {
 
   private static func header(_ results: ComparisonResults) -> String {
     let fairness = ComparisonFairness(results)
-    var items = fairness.statements(budget: results.budget).map { "<li\($0.holds ? "" : " class=\"broken\"")>\($0.text.escaped)</li>" }
-    items.append("<li>Same examples in the same order: the order follows from the seed and the step alone.</li>")
+    let items = fairness.statements(budget: results.budget).map { "<li\($0.holds ? "" : " class=\"broken\"")>\($0.text.escaped)</li>" }
     let seeds = Set(results.arms.map(\.seed)).count
     let ways = Set(results.arms.map(\.pretrained)).count == 2 ? ", each from scratch and after self-pretraining" : ""
     let runs = "\(results.arms.count) \(results.arms.count == 1 ? "run" : "runs")"
     return """
       <header>
       <p class="kicker">Martlet · fair comparison</p>
-      <h1>\(joined(results.mixers).escaped) on \(results.task.escaped)</h1>
+      <h1>\(subject(results).escaped) on \(results.task.escaped)</h1>
       <p class="lead">\(results.taskSummary.escaped) \(count(results.mixers.count, "sequence mixer"))\(ways), \(count(seeds, "seed")): \(runs) on one machine.</p>
       <ul class="fair">
       \(items.joined(separator: "\n"))
@@ -83,7 +82,7 @@ public enum ComparisonReport {
         let style = value.isBest ? "best" : value.isWarning ? "warn" : "slot"
         let sort = value.number.isFinite ? "\(value.number)" : ""
         let best = value.isBest ? " title=\"best of the column\"" : ""
-        return "<td class=\"\(style)\" data-v=\"\(sort)\"\(best)>\(value.text.escaped)</td>"
+        return "<td class=\"\(style)\" data-v=\"\(sort)\"\(best)>\(value.text.escaped)\(value.note.map { "<br>" + $0.escaped } ?? "")</td>"
       }
       return "<tr><th scope=\"row\" data-v=\"\(row.mixer.escaped)\">\(row.mixer.escaped)</th>\(cells.joined())</tr>"
     }
@@ -96,7 +95,7 @@ public enum ComparisonReport {
       <div class="card scroll"><table class="sortable"><thead><tr>\(head)</tr></thead><tbody>
       \(rows.joined(separator: "\n"))
       </tbody></table></div>
-      <p class="note">\(spread) of \(ComparisonVerdict.words(results.primaryMetric).escaped) on the test split (\(direction)). Speed and memory are means over all runs of a mixer. ★ is the best of a column.</p>
+      <p class="note">\(spread). The figures are \(ComparisonVerdict.words(results.primaryMetric).escaped) on the test split (\(direction)). Speed and memory are means over all runs of a mixer. ★ is the best of a column.</p>
       </section>
       """
   }
@@ -306,6 +305,12 @@ public enum ComparisonReport {
   }
 
   // MARK: - Words
+
+  /// The mixers by name, as long as that fits a heading.
+  private static func subject(_ results: ComparisonResults) -> String {
+    let mixers = results.mixers
+    return mixers.count > 5 ? "\(mixers.count) sequence mixers" : joined(mixers)
+  }
 
   private static func joined(_ items: [String]) -> String {
     guard items.count > 1 else { return items.first ?? "No mixer" }

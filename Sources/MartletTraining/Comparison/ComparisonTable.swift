@@ -4,6 +4,8 @@ import Foundation
 struct ComparisonTable {
   struct Value {
     let text: String
+    /// What the figure needs beside it, such as how many seeds diverged.
+    var note: String?
     /// What to sort by; NaN where there is nothing.
     let number: Double
     var isBest = false
@@ -34,9 +36,10 @@ struct ComparisonTable {
         guard let summary = summary(mixer, pretrained) else { return Value(text: "–", number: .nan) }
         let spread = summary.metrics[metric] ?? Spread([])
         guard !summary.diverged.isEmpty else { return Value(text: Figure.metric(metric, spread), number: spread.mean) }
-        let text =
-          spread.count == 0 ? "diverged" : "\(Figure.metric(metric, spread)), \(summary.diverged.count) of \(summary.seeds.count) diverged"
-        return Value(text: text, number: .nan, isWarning: true)
+        return Value(
+          text: Figure.metric(metric, spread),
+          note: spread.count == 0 ? nil : "\(summary.diverged.count) of \(summary.seeds.count) diverged", number: .nan,
+          isWarning: true)
       }
     }
     if hasScratch { columns.append(("from scratch", isHigherBetter, quality(false))) }
@@ -87,9 +90,11 @@ extension ComparisonResults {
     let table = ComparisonTable(self)
     var terminal = TerminalTable([.init("mixer")] + table.titles.map { .init($0, .right) })
     for row in table.rows {
-      terminal.add(
-        [.init(row.mixer)]
-          + row.values.map { .init($0.text + ($0.isBest ? " *" : "  "), $0.isBest ? .strong : $0.isWarning ? .warning : .none) })
+      let cells = row.values.map { value -> TerminalTable.Cell in
+        let text = value.note.map { "\(value.text), \($0)" } ?? value.text
+        return .init(text + (value.isBest ? " *" : "  "), value.isBest ? .strong : value.isWarning ? .warning : .none)
+      }
+      terminal.add([.init(row.mixer)] + cells)
     }
     return terminal
   }

@@ -121,7 +121,10 @@ public struct ComparisonVerdict: Sendable {
         .compactMap { ScalingCurve.crossings(($0.mixer, $0.seconds), (climbing.mixer, climbing.seconds)).last }
         .filter { $0.slower == climbing.mixer }.sorted { $0.length < $1.length }
       if !passed.isEmpty {
-        let items = passed.map { "\($0.faster) from \(Figure.roughLength($0.length)) tokens" }
+        // The first few tell the story; the plot has all.
+        let shown = passed.count > 4 ? Array(passed.prefix(3)) : passed
+        var items = shown.map { "\($0.faster) from \(Figure.roughLength($0.length)) tokens" }
+        if shown.count < passed.count { items.append("\(passed.count - shown.count) more later") }
         sentences.append("\(climbing.mixer), whose time grows most steeply, is overtaken by \(list(items)).")
       }
     }
@@ -138,7 +141,9 @@ public struct ComparisonVerdict: Sendable {
   }
 
   private static func within(_ results: ComparisonResults, _ ranked: [ArmSummary], of best: Spread) -> [ArmSummary] {
-    ranked.filter { abs($0.mean(results.primaryMetric) - best.mean) <= (best.standardDeviation ?? 0) }
+    // A share of the limit more, so that rounding does not decide about an arm exactly one standard deviation away.
+    let limit = (best.standardDeviation ?? 0) * (1 + 1e-9)
+    return ranked.filter { abs($0.mean(results.primaryMetric) - best.mean) <= limit }
   }
 
   private static func phrase(_ summary: ArmSummary) -> String {
@@ -195,7 +200,7 @@ public struct ComparisonFairness: Sendable {
       (
         sameSeeds,
         sameSeeds
-          ? "Same seeds in every arm; a seed fixes the data, their order and the start."
+          ? "Same data in the same order: every arm has the same seeds, and a seed fixes examples, order and start."
           : "The arms don't all have the same seeds; means over different seeds compare less well."
       ))
     if let range = stepRange {
@@ -203,7 +208,9 @@ public struct ComparisonFairness: Sendable {
         range.lowerBound == range.upperBound
         ? "\(Figure.grouped(range.lowerBound)) steps each"
         : "\(Figure.grouped(range.lowerBound)) to \(Figure.grouped(range.upperBound)) steps"
-      list.append((true, "Same budget: \(budget) (\(figures))."))
+      // A budget of time gives fast arms more steps; a budget of steps that some did not reach was not the same for all.
+      let holds = range.lowerBound == range.upperBound || !budget.lowercased().contains("step")
+      list.append((holds, (holds ? "Same budget: " : "Not every arm used its budget: ") + "\(budget) (\(figures))."))
     } else {
       list.append((true, "Same budget: \(budget)."))
     }

@@ -22,8 +22,8 @@ enum ReportStyle {
     .fair li::before{content:"✓";display:inline-block;width:1.6em;text-indent:0;color:var(--good);font-weight:700}
     .fair li.broken::before{content:"!";color:var(--warn)}
     .card{background:var(--card);border:1px solid var(--rule);border-radius:12px}
-    .verdict{display:grid;grid-template-columns:repeat(auto-fit,minmax(300px,1fr));gap:1px;background:var(--rule);overflow:hidden}
-    .verdict>div{background:var(--card);padding:16px 20px}
+    .verdict{display:grid;grid-template-columns:repeat(auto-fit,minmax(300px,1fr));overflow:hidden}
+    .verdict>div{padding:16px 20px;box-shadow:1px 1px 0 0 var(--rule)}
     .verdict p{margin:0;font-size:.96rem}
     .verdict h3{color:var(--accent);font-size:.85rem}
     .scroll{overflow-x:auto}
@@ -59,7 +59,7 @@ enum ReportStyle {
     .switch>input:focus-visible+label{outline:2px solid var(--accent);outline-offset:1px}
     .switch>.pane{display:none;flex:0 0 100%;min-width:0}
     .switch>input:nth-of-type(1):checked~.pane:nth-of-type(1),.switch>input:nth-of-type(2):checked~.pane:nth-of-type(2),.switch>input:nth-of-type(3):checked~.pane:nth-of-type(3){display:block}
-    .side{padding:18px 22px}.side ol{margin:.3em 0 1em;padding-left:1.3em}.side li{margin:.15em 0}
+    .side{padding:18px 22px}.side .note{margin:0 0 14px}.side ol{margin:.3em 0 1em;padding-left:1.3em}.side li{margin:.1em 0}.side ol,.side p{font-size:.94rem}.side p.note{font-size:.88rem}
     svg{display:block;width:100%;height:auto;overflow:visible}
     svg text{font:13px system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;fill:var(--ink)}
     svg .tick{fill:var(--muted);font-size:12.5px;font-variant-numeric:tabular-nums}svg .title{fill:var(--muted)}svg .name{font-weight:600}

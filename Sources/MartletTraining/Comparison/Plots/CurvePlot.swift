@@ -23,6 +23,8 @@ struct CurvePlot {
       /// Last finite points of the seeds that diverged on the way.
       let ends: [(x: Double, y: Double)]
     }
+    // As in the table, the mean is over the runs that ended with a number; the others show as thin lines that stop at a cross.
+    func healthy(_ arms: [ComparisonArm]) -> [ComparisonArm] { arms.filter { !results.hasDiverged($0) } }
     let groups = results.summaries.compactMap { summary -> Group? in
       let arms = results.arms.filter { $0.mixer == summary.mixer && $0.pretrained == summary.pretrained }
       let lines = arms.map { Self.line($0.curve, quantity, axis) }
@@ -30,7 +32,8 @@ struct CurvePlot {
       guard finite.contains(where: { !$0.isEmpty }) else { return nil }
       let ends = zip(lines, finite).compactMap { all, finite in all.last.map(\.y.isFinite) == false ? finite.last : nil }
       return Group(
-        summary: summary, arm: mixers.firstIndex(of: summary.mixer)!, seeds: finite, mean: Self.mean(arms.map(\.curve), quantity, axis),
+        summary: summary, arm: mixers.firstIndex(of: summary.mixer)!, seeds: finite,
+        mean: Self.mean(healthy(arms).map(\.curve), quantity, axis),
         ends: ends)
     }
     guard !groups.isEmpty else { return nil }
@@ -44,7 +47,7 @@ struct CurvePlot {
     let metric = quantity == .trainLoss ? MetricName.loss : results.primaryMetric
     let higher = quantity == .validation && results.primaryMetricHigherIsBetter
     drawing.axes(
-      x: x.ticks(count: 5) { axis == .steps ? Figure.trimmed(Figure.count($0)) : Figure.trimmed(Figure.seconds($0)) },
+      x: axis == .steps ? x.ticks(count: 5) { Figure.trimmed(Figure.count($0)) } : x.timeTicks(count: 5),
       y: y.metricTicks(metric, count: 6), xTitle: axis == .steps ? "training steps" : "training time",
       yTitle: (quantity == .trainLoss ? "training loss" : "validation \(ComparisonVerdict.words(results.primaryMetric))")
         + (higher ? " (higher is better)" : " (lower is better)"))
@@ -73,23 +76,14 @@ struct CurvePlot {
       }
     }
     drawing.add("</g>")
-    for group in groups {
-      guard let last = group.mean.last else { continue }
-      let py = min(max(y.position(last.y), drawing.top), drawing.bottom)
-      let tip = "\(group.summary.name): \(Figure.metric(metric, last.y)) at the end"
-      drawing.add(
-        "<g class=\"a\(group.arm) mark\" data-tip=\"\(tip.escaped)\"><title>\(tip.escaped)</title>"
-          + PlotMarker.markup(arm: group.arm, x: x.position(last.x), y: py, radius: 4.5, isFilled: group.summary.pretrained) + "</g>")
-    }
     drawing.endLabels(
       groups.compactMap { group in
-        group.mean.last.map {
-          (
-            min(max(y.position($0.y), drawing.top), drawing.bottom), x.position($0.x), group.summary.mixer, group.arm,
-            group.summary.pretrained
-          )
+        group.mean.last.map { last in
+          PlotDrawing.EndLabel(
+            x: x.position(last.x), y: min(max(y.position(last.y), drawing.top), drawing.bottom), text: group.summary.mixer, arm: group.arm,
+            isFilled: group.summary.pretrained, tip: "\(group.summary.name): \(Figure.metric(metric, last.y)) at the end")
         }
-      }, showsMarkers: true)
+      })
     svg = drawing.svg(
       id: id, title: quantity == .trainLoss ? "Training loss" : "Validation \(ComparisonVerdict.words(results.primaryMetric))",
       description: groups.map { "\($0.summary.name) ends at \($0.mean.last.map { Figure.metric(metric, $0.y) } ?? "nothing")" }

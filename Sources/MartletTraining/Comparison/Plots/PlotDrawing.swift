@@ -40,9 +40,18 @@ struct PlotDrawing {
     add("<text class=\"title\" x=\"8\" y=\"16\">\(yTitle.escaped)</text>")
   }
 
+  /// The name of a line at its right end.
+  struct EndLabel {
+    let x: Double, y: Double
+    let text: String
+    let arm: Int
+    let isFilled: Bool
+    let tip: String
+  }
+
   /// Names at the right end of lines, moved apart where they would overlap and tied to their line by a hair. None are drawn where
   /// there is no room for all; the legend names them too.
-  mutating func endLabels(_ labels: [(y: Double, x: Double, text: String, arm: Int, isFilled: Bool)], showsMarkers: Bool) {
+  mutating func endLabels(_ labels: [EndLabel]) {
     let spacing = 16.0
     guard Double(labels.count) * spacing <= bottom - top + spacing else { return }
     var placed = labels.sorted { $0.y < $1.y }.map { (label: $0, y: $0.y) }
@@ -53,13 +62,13 @@ struct PlotDrawing {
       for index in placed.indices.dropLast().reversed() { placed[index].y = min(placed[index].y, placed[index + 1].y - spacing) }
     }
     for (label, y) in placed {
-      add("<g class=\"a\(label.arm)\"><path class=\"hair\" d=\"M\((label.x + 5).svg) \(label.y.svg)L\((right + 8).svg) \(y.svg)\"/>")
-      var textX = right + 12
-      if showsMarkers {
-        add(PlotMarker.markup(arm: label.arm, x: right + 14, y: y, radius: 4.5, isFilled: label.isFilled))
-        textX = right + 24
-      }
-      add("<text class=\"name\" x=\"\(textX.svg)\" y=\"\((y + 4).svg)\">\(PlotText.shortened(label.text, 11).escaped)</text></g>")
+      add(
+        "<g class=\"a\(label.arm) mark\" data-tip=\"\(label.tip.escaped)\"><title>\(label.tip.escaped)</title><path class=\"hair\" d=\"M\((label.x + 3).svg) \(label.y.svg)L\((right + 8).svg) \(y.svg)\"/>"
+      )
+      // A line that ends well before the edge, as one that took less time, shows its marker there too.
+      if label.x < right - 16 { add(PlotMarker.markup(arm: label.arm, x: label.x, y: label.y, radius: 4, isFilled: label.isFilled)) }
+      add(PlotMarker.markup(arm: label.arm, x: right + 15, y: y, radius: 4.5, isFilled: label.isFilled))
+      add("<text class=\"name\" x=\"\((right + 25).svg)\" y=\"\((y + 4).svg)\">\(PlotText.shortened(label.text, 11).escaped)</text></g>")
     }
   }
 
@@ -74,10 +83,10 @@ struct PlotDrawing {
   }
 }
 
-/// Shapes that tell mixers apart without colour; open for from scratch, filled for pretrained.
+/// Shapes that tell mixers apart without colour, shifted by one against the eight colours in each further round; open for from scratch, filled for pretrained.
 enum PlotMarker {
   static func markup(arm: Int, x: Double, y: Double, radius: Double, isFilled: Bool) -> String {
-    "<path class=\"marker\(isFilled ? " filled" : "")\" d=\"\(path(arm % 8, x, y, radius))\"/>"
+    "<path class=\"marker\(isFilled ? " filled" : "")\" d=\"\(path((arm + arm / 8) % 8, x, y, radius))\"/>"
   }
 
   private static func path(_ shape: Int, _ x: Double, _ y: Double, _ r: Double) -> String {
@@ -113,7 +122,7 @@ enum PlotMarker {
 /// Widths of text can't be measured here; these estimates err on the wide side for a sans-serif at 13 units.
 enum PlotText {
   static let size = 13.0
-  static func width(_ text: String) -> Double { Double(Terminal.width(text)) * size * 0.56 }
+  static func width(_ text: String) -> Double { Double(Terminal.width(text)) * size * 0.58 }
   static func shortened(_ text: String, _ count: Int) -> String { text.count > count ? text.prefix(count - 1) + "…" : text }
 }
 

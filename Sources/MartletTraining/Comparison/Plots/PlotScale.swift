@@ -63,6 +63,19 @@ struct PlotScale {
     return values.filter { domain.contains($0) && (!isLogarithmic || $0 > 0) }
   }
 
+  /// Ticks that are round in the unit a reader would use for times of this size: seconds, minutes or hours.
+  func timeTicks(count: Int) -> [Tick] {
+    let largest = domain.upperBound
+    let unit = largest >= 7200 ? 3600.0 : largest >= 120 ? 60 : 1
+    let inUnit = PlotScale(
+      isLogarithmic: isLogarithmic, domain: (domain.lowerBound / unit)...(domain.upperBound / unit), ends: ends)
+    let name = unit == 1 ? nil : unit == 60 ? "min" : "h"
+    return inUnit.tickValues(count: count).map { value in
+      let label = name.map { Figure.trimmed(Figure.number(value)) + " " + $0 } ?? Figure.trimmed(Figure.seconds(value))
+      return Tick(position: inUnit.position(value), label: value == 0 ? "0" : label)
+    }
+  }
+
   func ticks(count: Int, _ format: (Double) -> String) -> [Tick] {
     tickValues(count: count).map { Tick(position: position($0), label: format($0)) }
   }

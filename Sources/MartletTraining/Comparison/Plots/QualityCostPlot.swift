@@ -9,19 +9,16 @@ struct QualityCostPlot {
     /// From the metric to the cost, and to a label of the cost.
     let value: @Sendable (Double) -> Double
     let format: @Sendable (Double) -> String
-    let tick: @Sendable (Double) -> String
   }
 
   static let costs = [
     Cost(
-      key: MetricName.trainSeconds, label: "Training time", axisTitle: "training time", value: { $0 }, format: { Figure.seconds($0) },
-      tick: { Figure.trimmed(Figure.seconds($0)) }),
+      key: MetricName.trainSeconds, label: "Training time", axisTitle: "training time", value: { $0 }, format: { Figure.seconds($0) }),
     Cost(
       key: MetricName.inferenceTokensPerSecond, label: "Inference time", axisTitle: "inference time per token", value: { 1 / $0 },
-      format: { Figure.seconds($0) }, tick: { Figure.trimmed(Figure.seconds($0)) }),
+      format: { Figure.seconds($0) }),
     Cost(
-      key: MetricName.peakTensorBytes, label: "Memory", axisTitle: "peak tensor memory", value: { $0 }, format: { Figure.bytes($0) },
-      tick: { Figure.trimmed(Figure.bytes($0)) }),
+      key: MetricName.peakTensorBytes, label: "Memory", axisTitle: "peak tensor memory", value: { $0 }, format: { Figure.bytes($0) }),
   ]
 
   struct Point {
@@ -66,7 +63,8 @@ struct QualityCostPlot {
       (drawing.bottom, drawing.top), air: 0.12)
     let higher = results.primaryMetricHigherIsBetter
     drawing.axes(
-      x: x.ticks(count: 5, cost.tick), y: y.metricTicks(metric, count: 6), xTitle: cost.axisTitle + " (less is better)",
+      x: cost.key == MetricName.peakTensorBytes ? x.ticks(count: 5) { Figure.trimmed(cost.format($0)) } : x.timeTicks(count: 5),
+      y: y.metricTicks(metric, count: 6), xTitle: cost.axisTitle + " (less is better)",
       yTitle: ComparisonVerdict.words(metric) + (higher ? " (higher is better)" : " (lower is better)"))
 
     let places = points.map { (x: x.position($0.cost.mean), y: y.position($0.quality.mean)) }
@@ -79,7 +77,7 @@ struct QualityCostPlot {
     // Boxes that names must not cover: all the markers, with their error bars as thin boxes of their own.
     var taken: [Box] = []
     for (point, place) in zip(points, places) {
-      taken.append(Box(x: place.x - 9, y: place.y - 9, width: 18, height: 18))
+      taken.append(Box(x: place.x - 12, y: place.y - 12, width: 24, height: 24))
       if let deviation = point.quality.standardDeviation {
         let ends = [y.position(point.quality.mean + deviation), y.position(point.quality.mean - deviation)]
         taken.append(Box(x: place.x - 3, y: ends.min()!, width: 6, height: abs(ends[1] - ends[0])))
@@ -87,6 +85,11 @@ struct QualityCostPlot {
       if let deviation = point.cost.standardDeviation, let low = lowEnd(point.cost.mean, deviation, x) {
         taken.append(Box(x: low, y: place.y - 3, width: x.position(point.cost.mean + deviation) - low, height: 6))
       }
+    }
+    for (index, next) in zip(front, front.dropFirst()) {
+      let (a, b) = (places[index], places[next])
+      taken.append(Box(x: a.x, y: a.y - 1, width: b.x - a.x, height: 2))
+      taken.append(Box(x: b.x - 1, y: min(a.y, b.y), width: 2, height: abs(a.y - b.y)))
     }
     for (index, (point, place)) in zip(points, places).enumerated() {
       let isFront = front.contains(index)
@@ -108,7 +111,17 @@ struct QualityCostPlot {
       let text = PlotText.shortened(point.summary.mixer, 16)
       let box = Self.freePlace(for: text, at: place, avoiding: taken, in: drawing)
       taken.append(box)
-      drawing.add("<text class=\"name\" x=\"\((box.x + 1).svg)\" y=\"\((box.y + 12.5).svg)\">\(text.escaped)</text></g>")
+      // A name that found no place close by is tied to its point.
+      let nearest = (x: min(max(place.x, box.x), box.x + box.width), y: min(max(place.y, box.y + 3), box.y + box.height - 3))
+      if hypot(nearest.x - place.x, nearest.y - place.y) > 18 {
+        drawing.add("<path class=\"hair\" d=\"M\(place.x.svg) \(place.y.svg)L\(nearest.x.svg) \(nearest.y.svg)\"/>")
+      }
+      // Anchored at the side that faces the point, where a font wider than the estimate would touch it.
+      let anchor =
+        box.x >= place.x
+        ? ("start", box.x + 1) : box.x + box.width <= place.x ? ("end", box.x + box.width - 1) : ("middle", box.x + box.width / 2)
+      drawing.add(
+        "<text class=\"name\" x=\"\(anchor.1.svg)\" y=\"\((box.y + 12.5).svg)\" text-anchor=\"\(anchor.0)\">\(text.escaped)</text></g>")
     }
     let names = front.map { points[$0].summary.name }.joined(separator: "; ")
     svg = drawing.svg(
@@ -132,7 +145,7 @@ struct QualityCostPlot {
     let width = PlotText.width(text) + 2
     let height = 16.0
     var offsets: [(Double, Double)] = []
-    for distance in [13.0, 24, 38] {
+    for distance in [15.0, 26, 40] {
       offsets += [
         (distance, -height / 2), (-distance - width, -height / 2), (-width / 2, -distance - height + 2), (-width / 2, distance - 2),
         (distance * 0.8, -distance - height / 2), (distance * 0.8, distance - height / 2),

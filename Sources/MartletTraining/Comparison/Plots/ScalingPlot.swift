@@ -69,8 +69,10 @@ struct ScalingPlot {
     drawing.endLabels(
       drawn.map { curve in
         let last = points(curve).last!
-        return (y.position(last.value), x.position(Double(last.length)), curve.mixer, mixers.firstIndex(of: curve.mixer)!, false)
-      }, showsMarkers: true)
+        return PlotDrawing.EndLabel(
+          x: x.position(Double(last.length)), y: y.position(last.value), text: curve.mixer, arm: mixers.firstIndex(of: curve.mixer)!,
+          isFilled: false, tip: "\(curve.mixer) at \(Figure.length(last.length)) tokens: \(format(last.value))")
+      })
     svg = drawing.svg(
       id: id, title: quantity == .memory ? "Memory against sequence length" : "Time against sequence length",
       description: drawn.map { curve in
