@@ -28,8 +28,8 @@ if libraries.contains("libtorch_cuda.so") && Context.environment["MARTLET_CUDA"]
 
 let strict: [SwiftSetting] = [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error)]
 
-func room(_ name: String, _ dependencies: [Target.Dependency], resources: [Resource]? = nil) -> Target {
-  .target(name: name, dependencies: dependencies, resources: resources, swiftSettings: strict)
+func room(_ name: String, _ dependencies: [Target.Dependency], exclude: [String] = []) -> Target {
+  .target(name: name, dependencies: dependencies, exclude: exclude, swiftSettings: strict)
 }
 
 func tests(_ name: String, _ dependencies: [Target.Dependency] = [], resources: [Resource]? = nil) -> Target {
@@ -74,7 +74,7 @@ let package = Package(
       [
         "MartletModels", "MartletOptimizers", "MartletData", .product(name: "GRDB", package: "GRDB.swift"),
         .product(name: "SwiftProtobuf", package: "swift-protobuf"),
-      ]),
+      ], exclude: ["Logging/event.proto"]),
     room("MartletInference", ["MartletModels"]),
     room("MartletCatalog", ["MartletTraining", "MartletInference"]),
     .executableTarget(
