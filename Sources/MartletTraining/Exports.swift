@@ -1,1 +1,3 @@
-@_exported import Martlet
+@_exported import MartletData
+@_exported import MartletModels
+@_exported import MartletOptimizers
