@@ -1,8 +1,9 @@
 // martlet::linear: y = x W^T + b, forward and backward, on block products instead of the BLAS.
 //
-// Bound by FLOPs from some 64 tokens on, by the bytes of W below. Measured on 2 Zen 5 cores (peak 470 GFLOP/s), 4096
-// tokens and widths of 256 to 1024: y 379-407, dx 348-398, dW with db 300-370 GFLOP/s (libtorch's mm: 143-183), and
-// on one core (peak 235) 230-249 forward, 224-236 backward.
+// Bound by FLOPs from some 64 tokens on, by the bytes of W below. Measured on 2 Zen 5 cores (peak 470 GFLOP/s at the
+// nominal clock), 4096 tokens and widths of 256 to 1024: y 439-486, dx 462-484, dW with db 413-447 GFLOP/s, where
+// libtorch's F.linear and mm reach 181-219; 256 tokens at width 64: 242-306, 197-236, 176-209 (mm: 144-167). One token
+// against a weight of 1024 x 4096 (in the last-level cache): 63 GFLOP/s, 126 GB/s.
 
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
