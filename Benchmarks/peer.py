@@ -12,7 +12,7 @@ What fails answers {"error": message}. A file of peers/ offers CASES: name -> fu
 """
 
 import gc
-import importlib.util
+import importlib
 import json
 import os
 import sys
@@ -21,14 +21,11 @@ from pathlib import Path
 
 
 def load_cases():
+    folder = Path(__file__).parent / "peers"
+    sys.path.insert(0, str(folder))
     cases = {}
-    for path in sorted((Path(__file__).parent / "peers").glob("*.py")):
-        specification = importlib.util.spec_from_file_location("peers_" + path.stem, path)
-        module = importlib.util.module_from_spec(specification)
-        # Dataclasses and pickling look a module up by its name.
-        sys.modules[specification.name] = module
-        specification.loader.exec_module(module)
-        for name, setup in module.CASES.items():
+    for path in sorted(folder.glob("*.py")):
+        for name, setup in importlib.import_module(path.stem).CASES.items():
             if name in cases:
                 raise ValueError(f"{path.name} offers the case {name!r} that another file has already")
             cases[name] = setup

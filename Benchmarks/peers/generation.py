@@ -4,26 +4,17 @@
 - `recomputed`: the next token with no cache, by the whole context of C tokens.
 """
 
-import importlib.util
-from pathlib import Path
-
+import gpt
 import torch
 import torch.nn.functional as F
-
-_specification = importlib.util.spec_from_file_location("peers_gpt_model", Path(__file__).with_name("gpt.py"))
-_module = importlib.util.module_from_spec(_specification)
-import sys  # noqa: E402
-
-sys.modules[_specification.name] = _module
-_specification.loader.exec_module(_module)
 
 CONTEXTS = (256, 4096, 16384)
 
 
 def _model(context):
     torch.manual_seed(0)
-    size = _module.Size(width=256, layers=6, heads=8, batch=1, length=context + 1)
-    return size, _module.GPT(size).eval()
+    size = gpt.Size(width=256, layers=6, heads=8, batch=1, length=context + 1)
+    return size, gpt.GPT(size).eval()
 
 
 def cached(context):
