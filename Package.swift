@@ -93,6 +93,7 @@ let package = Package(
     tests("MartletData"),
     tests("MartletTraining"),
     tests("MartletCatalog", resources: [.copy("Fixtures")]),
+    tests("MartletCommand", ["MartletCatalog"]),
   ],
   cxxLanguageStandard: .cxx20
 )
