@@ -86,7 +86,7 @@ let package = Package(
       ],
       swiftSettings: strict),
     tests("Martlet", resources: [.copy("Fixtures")]),
-    tests("MartletNN"),
+    tests("MartletNN", resources: [.copy("Fixtures")]),
     tests("MartletMixers", ["MartletFeedForward"], resources: [.copy("Fixtures")]),
     tests("MartletModels"),
     tests("MartletOptimizers", resources: [.copy("Fixtures")]),
