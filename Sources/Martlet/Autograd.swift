@@ -194,7 +194,9 @@ public func gradientError(
   var scale = 1e-12
   for (leaf, gradient) in zip(leaves, exact) {
     let flat = leaf.detached().reshaped(-1)
-    let order: [Int] = leaf.count <= probes ? Array(0..<leaf.count) : Array(Tensor.randomPermutation(leaf.count, generator: generator).toArray(Int.self).prefix(probes))
+    let order: [Int] =
+      leaf.count <= probes
+      ? Array(0..<leaf.count) : Array(Tensor.randomPermutation(leaf.count, generator: generator).toArray(Int.self).prefix(probes))
     let analytic = gradient?.reshaped(-1)
     for position in order {
       let value = flat[position].item()

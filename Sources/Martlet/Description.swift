@@ -26,6 +26,7 @@ extension Tensor: CustomStringConvertible {
     if tensor.rank == 1 {
       return "[" + shown.map { $0.map { format(tensor.selected(axis: 0, $0).item()) } ?? "…" }.joined(separator: ", ") + "]"
     }
-    return "[" + shown.map { $0.map { render(tensor.selected(axis: 0, $0), summarised: summarised) } ?? "…" }.joined(separator: ",\n ") + "]"
+    return "[" + shown.map { $0.map { render(tensor.selected(axis: 0, $0), summarised: summarised) } ?? "…" }.joined(separator: ",\n ")
+      + "]"
   }
 }

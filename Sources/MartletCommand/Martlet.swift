@@ -1,2 +1,8 @@
+import ArgumentParser
 import MartletCatalog
-@main struct Martlet { static func main() { print(Engine.torchVersion) } }
+
+@main struct Martlet: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "martlet", abstract: "Efficient sequence models: build, compare, train and run them.", version: martletVersion,
+    subcommands: [CompareCommand.self, TrainCommand.self, GenerateCommand.self])
+}
