@@ -9,8 +9,16 @@ enum Output {
 
   /// A line on standard error. Unlike `FileHandle`, it survives a standard error that is closed.
   static func note(_ line: String) {
-    fputs(line + "\n", stderr)
-    fflush(stderr)
+    var text = line + "\n"
+    text.withUTF8 { bytes in
+      var rest = UnsafeRawBufferPointer(bytes)
+      while rest.count > 0 {
+        let written = write(STDERR_FILENO, rest.baseAddress, rest.count)
+        if written < 0 && errno == EINTR { continue }
+        guard written > 0 else { return }
+        rest = UnsafeRawBufferPointer(rebasing: rest.dropFirst(written))
+      }
+    }
   }
 
   /// Columns of the terminal at standard output; nil where it is a file or a pipe, which have no width.
