@@ -43,9 +43,8 @@ enum Output {
     return result + "…"
   }
 
-  /// `text` broken between words into lines of at most the terminal's width (100 where there is none), each indented.
-  static func wrapped(_ text: String, indentation: Int = 2) -> String {
-    let width = max(20, (terminalWidth ?? 100) - indentation)
+  /// `text` broken between words into lines of at most `width` cells; a longer word has a line of its own.
+  static func lines(_ text: String, width: Int) -> [String] {
     var lines: [String] = []
     for paragraph in text.split(separator: "\n", omittingEmptySubsequences: false) {
       var line = ""
@@ -58,8 +57,13 @@ enum Output {
       }
       lines.append(line)
     }
+    return lines
+  }
+
+  /// `text` broken into lines of at most the terminal's width (100 where there is none), each indented.
+  static func wrapped(_ text: String, indentation: Int = 2) -> String {
     let margin = String(repeating: " ", count: indentation)
-    return lines.map { $0.isEmpty ? "" : margin + $0 }.joined(separator: "\n")
+    return lines(text, width: max(20, (terminalWidth ?? 100) - indentation)).map { $0.isEmpty ? "" : margin + $0 }.joined(separator: "\n")
   }
 
   /// A heading, bold where the terminal shows it.
