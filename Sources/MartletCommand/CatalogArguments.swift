@@ -2,6 +2,9 @@ import ArgumentParser
 import Foundation
 import MartletCatalog
 
+// The engine has a type of this name too (an operator's argument).
+typealias Argument = ArgumentParser.Argument
+
 /// How methods and their configurations are named on the command line.
 enum CatalogArguments {
   /// Every method's id.
@@ -12,8 +15,12 @@ enum CatalogArguments {
 
   /// Reads a value of a named set; the message of a wrong one suggests the nearest and lists all.
   static func parse<Value: RawRepresentable & CaseIterable>(_ text: String) throws -> Value where Value.RawValue == String {
+    try parse(text, among: Array(Value.allCases))
+  }
+
+  static func parse<Value: RawRepresentable>(_ text: String, among values: [Value]) throws -> Value where Value.RawValue == String {
     if let value = Value(rawValue: text) { return value }
-    let names = Value.allCases.map(\.rawValue)
+    let names = values.map(\.rawValue)
     throw ValidationError("“\(text)” is none of: \(names.joined(separator: ", ")).\(Suggestions.phrase(for: text, in: names))")
   }
 

@@ -29,7 +29,7 @@ enum CommandLineErrors {
   /// ArgumentParser calls a misspelt command an unexpected argument; this names the nearest.
   private static func checkSubcommand(_ arguments: [String]) throws {
     guard let word = arguments.first, !word.hasPrefix("-") else { return }
-    let names = Martlet.configuration.subcommands.map(\._commandName) + ["help"]
+    let names = Martlet.configuration.subcommands.map { $0._commandName } + ["help"]
     guard !names.contains(word) else { return }
     throw ValidationError(
       "there is no command “\(word)”.\(Suggestions.phrase(for: word, in: names)) Commands: \(names.joined(separator: ", "))")
@@ -57,7 +57,7 @@ enum CommandLineErrors {
   }
 
   private static func fail(_ message: String, _ status: ExitCode = badUsage) -> Never {
-    fflush(stdout)
+    fflush(nil)
     Output.note("error: \(message)")
     Foundation.exit(status.rawValue)
   }

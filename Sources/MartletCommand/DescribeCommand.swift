@@ -14,9 +14,13 @@ struct DescribeCommand: ParsableCommand {
       Example: martlet describe gla --config '{"heads": 2}'
       """)
 
-  @Argument(
-    help: "A method's id, a mixer's name, or “tasks”.",
-    completion: .list(CatalogArguments.ids + MixerKind.all.map(\.name).filter { !CatalogArguments.ids.contains($0) } + ["tasks"]))
+  /// Everything that can be described, each name once.
+  private static var names: [String] {
+    let ids = CatalogArguments.ids
+    return ids + MixerKind.all.map(\.name).filter { !ids.contains($0) } + ["tasks"]
+  }
+
+  @Argument(help: "A method's id, a mixer's name, or “tasks”.", completion: .list(Self.names))
   var name: String
 
   @Option(help: "Configuration for the parameter shapes: a JSON file, or JSON itself.", completion: .file(extensions: ["json"]))
@@ -35,7 +39,7 @@ struct DescribeCommand: ParsableCommand {
     let kind = MixerKind.all.first { $0.name == name }
     let entry = Catalog.all.first { $0.id == name }
     guard entry != nil || kind != nil else {
-      let names = CatalogArguments.ids + MixerKind.all.map(\.name) + ["tasks"]
+      let names = Self.names
       throw ValidationError(
         "no method or mixer is called “\(name)”.\(Suggestions.phrase(for: name, in: names)) "
           + "`martlet methods` lists the methods; mixers: \(MixerKind.all.map(\.name).joined(separator: ", "))")
@@ -50,7 +54,9 @@ struct DescribeCommand: ParsableCommand {
       if let mixer { if method == nil { object = mixer.json } else { object["mixer"] = .object(mixer.json) } }
       Output.json(JSONValue.object(object))
     } else {
-      print([method?.text, mixer?.text].compactMap { $0 }.joined(separator: "\n\n"))
+      // A method that is ready has shown its mixer's options and parameters already.
+      let mixerText = method?.implementation == nil ? mixer?.text : mixer?.use
+      print([method?.text, mixerText].compactMap { $0 }.joined(separator: "\n\n"))
     }
   }
 }
@@ -132,8 +138,15 @@ private struct MixerDescription {
       "\(Output.heading("The mixer \(kind.name)"))  \(kind.summary)",
       Output.heading("Options") + " (\(kind.name)?key=value&key=value)\n" + configurationText(kind.keys),
       Output.heading("Parameters") + " (width \(Self.site.width), \(Self.site.heads) heads, causal)\n" + parametersText(shapes),
-      "  martlet compare --task 'listops?small' --mixers softmax\(kind.name == "softmax" ? "" : ",\(kind.name)") --out runs/\(kind.name)",
+      use,
     ].joined(separator: "\n\n")
+  }
+
+  /// How a model takes the mixer.
+  var use: String {
+    let mixers = kind.name == "softmax" ? "softmax" : "softmax,\(kind.name)"
+    return Output.heading("In a model") + " (--mixers \(kind.name), or '\(kind.name)?key=value&key=value')\n"
+      + "  martlet compare --task 'listops?small' --mixers \(mixers) --out runs/\(kind.name)"
   }
 }
 
@@ -149,12 +162,18 @@ private func configurationJSON(_ keys: [ConfigurationKey]) -> JSONValue {
 
 private func configurationText(_ keys: [ConfigurationKey]) -> String {
   guard !keys.isEmpty else { return "  none" }
-  var table = TerminalTable([.init("key"), .init("type"), .init("default"), .init("meaning")])
-  for key in keys {
+  let rows = keys.map { key in
     let choices = key.choices.isEmpty ? "" : " (\(key.choices.joined(separator: ", ")))"
-    table.add([
-      .init(key.name), .init(key.type.rawValue), .init(key.defaultValue?.serialized() ?? "required"), .init(key.meaning + choices),
-    ])
+    return [key.name, key.type.rawValue, key.defaultValue?.serialized() ?? "required", key.meaning + choices]
+  }
+  let titles = ["key", "type", "default", "meaning"]
+  // The last column takes what the others leave of the terminal's width, over as many lines as it needs.
+  let others = (0..<3).map { column in (rows.map { Terminal.width($0[column]) } + [titles[column].count]).max() ?? 0 }.reduce(8, +)
+  var table = TerminalTable(titles.map { .init($0) })
+  for row in rows {
+    for (line, meaning) in Output.lines(row[3], width: Output.terminalWidth.map { max(24, $0 - others) } ?? .max).enumerated() {
+      table.add((line == 0 ? Array(row.prefix(3)) : ["", "", ""]).map { .init($0) } + [.init(meaning)])
+    }
   }
   return indented(table.rendered())
 }

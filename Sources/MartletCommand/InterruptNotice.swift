@@ -4,7 +4,7 @@ import Foundation
 
 /// Ends the process on Ctrl-C with status 130, after `leave` has said what is kept, for work that can't be asked to stop.
 /// ``whole(_:)`` keeps the end out of what must not be cut in two.
-final class InterruptNotice: Sendable {
+final class InterruptNotice {
   private let source: any DispatchSourceSignal
   private let lock = NSLock()
 
@@ -15,7 +15,7 @@ final class InterruptNotice: Sendable {
     source.setEventHandler { [lock] in
       lock.lock()
       leave()
-      fflush(stdout)
+      fflush(nil)
       // Without the destructors of libraries whose threads are still at work.
       _exit(CommandLineErrors.interrupted.rawValue)
     }

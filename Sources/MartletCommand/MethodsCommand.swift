@@ -23,8 +23,8 @@ struct MethodsCommand: ParsableCommand {
   var kind: MethodEntry.Kind?
 
   @Option(
-    help: "Only ready or only planned methods.", completion: .list(MethodEntry.Status.allCases.map(\.rawValue)),
-    transform: CatalogArguments.parse)
+    help: "Only ready or only planned methods.", completion: .list(["ready", "planned"]),
+    transform: { try CatalogArguments.parse($0, among: [.ready, .planned]) })
   var status: MethodEntry.Status?
 
   @Option(help: "Only methods with all these words in id, title, claim or arXiv number.")

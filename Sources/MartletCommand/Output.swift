@@ -9,8 +9,16 @@ enum Output {
 
   /// A line on standard error. Unlike `FileHandle`, it survives a standard error that is closed.
   static func note(_ line: String) {
-    fputs(line + "\n", stderr)
-    fflush(stderr)
+    var text = line + "\n"
+    text.withUTF8 { bytes in
+      var rest = UnsafeRawBufferPointer(bytes)
+      while rest.count > 0 {
+        let written = write(STDERR_FILENO, rest.baseAddress, rest.count)
+        if written < 0 && errno == EINTR { continue }
+        guard written > 0 else { return }
+        rest = UnsafeRawBufferPointer(rebasing: rest.dropFirst(written))
+      }
+    }
   }
 
   /// Columns of the terminal at standard output; nil where it is a file or a pipe, which have no width.
@@ -35,9 +43,8 @@ enum Output {
     return result + "…"
   }
 
-  /// `text` broken between words into lines of at most the terminal's width (100 where there is none), each indented.
-  static func wrapped(_ text: String, indentation: Int = 2) -> String {
-    let width = max(20, (terminalWidth ?? 100) - indentation)
+  /// `text` broken between words into lines of at most `width` cells; a longer word has a line of its own.
+  static func lines(_ text: String, width: Int) -> [String] {
     var lines: [String] = []
     for paragraph in text.split(separator: "\n", omittingEmptySubsequences: false) {
       var line = ""
@@ -50,8 +57,13 @@ enum Output {
       }
       lines.append(line)
     }
+    return lines
+  }
+
+  /// `text` broken into lines of at most the terminal's width (100 where there is none), each indented.
+  static func wrapped(_ text: String, indentation: Int = 2) -> String {
     let margin = String(repeating: " ", count: indentation)
-    return lines.map { $0.isEmpty ? "" : margin + $0 }.joined(separator: "\n")
+    return lines(text, width: max(20, (terminalWidth ?? 100) - indentation)).map { $0.isEmpty ? "" : margin + $0 }.joined(separator: "\n")
   }
 
   /// A heading, bold where the terminal shows it.

@@ -24,8 +24,8 @@ struct ProbeContract {
       reads = "param; grads [steps, …]"
       writes = "params [steps, …], state_bytes"
     case .procedure, .task, .analysis:
-      reads = "as the method's source and configuration keys say"
-      writes = "as the method's source and configuration keys say"
+      reads = "depends on the method"
+      writes = "depends on the method"
     }
   }
 }

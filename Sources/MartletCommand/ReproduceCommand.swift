@@ -17,7 +17,7 @@ struct ReproduceCommand: ParsableCommand {
   @Argument(help: "Methods' ids.", completion: .list(CatalogArguments.readyIDs))
   var ids: [String] = []
 
-  @Flag(help: "Every method that is ready.")
+  @Flag(help: "Every method that has an experiment.")
   var all = false
 
   @OptionGroup var compute: ComputeOptions
@@ -49,21 +49,25 @@ struct ReproduceCommand: ParsableCommand {
     for (number, (id, implementation)) in zip(chosen, implementations).enumerated() {
       Output.note("[\(number + 1)/\(chosen.count)] \(id)")
       let result: Reproduction
-      do { result = try implementation.reproduce(progress: { Output.note("  \($0)") }) } catch {
+      do { result = try implementation.reproduce(progress: { Output.note("  \($0)") }) } catch let error as NoExperiment where all {
+        Output.note("  skipped: \(error)")
+        continue
+      } catch {
         if json && isArray { Output.json(JSONValue.array(finished.all.map(\.json))) }
         Output.note("\(id) could not be judged")
         throw error
       }
       notice.whole {
         finished.add(result)
-        if !json { print((number > 0 ? "\n" : "") + text(of: result)) }
-        fflush(stdout)
+        if !json { print((finished.all.count > 1 ? "\n" : "") + text(of: result)) }
+        fflush(nil)
       }
     }
     let results = finished.all
+    guard !results.isEmpty else { throw ValidationError("none of the methods that are ready has an experiment yet") }
     notice.whole {
       if json { Output.json(isArray ? JSONValue.array(results.map(\.json)) : results[0].json) }
-      fflush(stdout)
+      fflush(nil)
     }
     if !json && results.count > 1 {
       let fails = results.filter { $0.verdict == .fails }.map(\.id)

@@ -75,13 +75,13 @@ struct RunsCommand: ParsableCommand {
       commandName: "show", abstract: "Show a run with its arms and metrics.", discussion: "Example: martlet runs show 3 --json")
 
     @Argument(help: "The run's number.")
-    var run: Int64
+    var number: Int64
 
     @Flag(help: "Print a JSON object.")
     var json = false
 
     func run() throws {
-      let (run, arms) = try ExperimentStore().show(self.run)
+      let (run, arms) = try ExperimentStore().show(number)
       if json {
         var object = object(of: run)
         object["arms"] = .array(
