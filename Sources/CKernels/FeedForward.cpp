@@ -126,14 +126,14 @@ struct Block {
 
   void check(const char* name) const {
     TORCH_CHECK(first.dim() == 2, name, ": ", up.defined() ? "w_gate" : "w1", " must be [hidden, in], got ", first.sizes());
-    TORCH_CHECK(x.dim() >= 1 && x.size(-1) == in(), name, ": x ", x.sizes(), " must end in ", in(), ", the columns of the first weight ",
-                first.sizes());
+    TORCH_CHECK(x.dim() >= 1 && x.size(-1) == in(), name, ": x ", x.sizes(), " must end in ", in(),
+                ", the columns of the first weight ", first.sizes());
     TORCH_CHECK(!up.defined() || up.sizes() == first.sizes(), name, ": w_up ", up.defined() ? up.sizes() : at::IntArrayRef{},
                 " must have the shape of w_gate ", first.sizes());
-    TORCH_CHECK(down.dim() == 2 && down.size(1) == hidden(), name, ": ", up.defined() ? "w_down " : "w2 ", down.sizes(), " must be [out, ",
-                hidden(), "]");
-    TORCH_CHECK(!firstBias.defined() || (firstBias.dim() == 1 && firstBias.size(0) == hidden()), name, ": b1 must be [", hidden(), "], got ",
-                firstBias.defined() ? firstBias.sizes() : at::IntArrayRef{});
+    TORCH_CHECK(down.dim() == 2 && down.size(1) == hidden(), name, ": ", up.defined() ? "w_down " : "w2 ", down.sizes(),
+                " must be [out, ", hidden(), "]");
+    TORCH_CHECK(!firstBias.defined() || (firstBias.dim() == 1 && firstBias.size(0) == hidden()), name, ": b1 must be [", hidden(),
+                "], got ", firstBias.defined() ? firstBias.sizes() : at::IntArrayRef{});
     TORCH_CHECK(!downBias.defined() || (downBias.dim() == 1 && downBias.size(0) == out()), name, ": b2 must be [", out(), "], got ",
                 downBias.defined() ? downBias.sizes() : at::IntArrayRef{});
   }

@@ -1,8 +1,9 @@
 // martlet::linear: y = x W^T + b, forward and backward, on block products instead of the BLAS.
 //
-// Bound by FLOPs from some 16 tokens on, by the bytes of W below. Measured on 2 Zen 5 cores (peak 470 GFLOP/s), 4096
-// tokens and widths of 256 to 1024: y 379-407, dx 348-398, dW with db 300-370 GFLOP/s (libtorch's mm: 143-183), and
-// on one core (peak 235) 230-249 forward, 224-236 backward.
+// Bound by FLOPs from some 64 tokens on, by the bytes of W below. Measured on 2 Zen 5 cores (peak 470 GFLOP/s at the
+// nominal clock), 4096 tokens and widths of 256 to 1024: y 439-486, dx 462-484, dW with db 413-447 GFLOP/s, where
+// libtorch's F.linear and mm reach 181-219; 256 tokens at width 64: 242-306, 197-236, 176-209 (mm: 144-167). One token
+// against a weight of 1024 x 4096 (in the last-level cache): 63 GFLOP/s, 126 GB/s.
 
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -95,7 +96,7 @@ at::Tensor linearForward(const Tensor& x_, const Tensor& weight_, const Tensor& 
                    [&](int64_t first, int64_t last, int64_t) { dots(from, tokens, in, w, b, first, last, out, to); });
     return y;
   }
-  multiply(from, in, tokens, transposedPanels(weight), to, out, [&](int64_t row, int64_t rows, int64_t column, int64_t width) {
+  multiply(from, in, tokens, weight, true, to, out, [&](int64_t row, int64_t rows, int64_t column, int64_t width) {
     if (b) addBias(to + row * out + column, rows, out, width, b + column);
   });
   return y;
@@ -113,7 +114,7 @@ at::Tensor linearInputGradient(const Tensor& dy, const Tensor& weight_) {
                    [&](int64_t first, int64_t last, int64_t) { addScaledRows(from, tokens, out, w, in, first, last, to); });
     return dx;
   }
-  multiply(from, out, tokens, panels(weight), to, in, [](int64_t, int64_t, int64_t, int64_t) {});
+  multiply(from, out, tokens, weight, false, to, in, [](int64_t, int64_t, int64_t, int64_t) {});
   return dx;
 }
 

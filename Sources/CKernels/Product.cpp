@@ -63,9 +63,18 @@ MARTLET_VECTOR void transposeSquares(const float* source, int64_t sourceStride, 
 }
 
 MARTLET_VECTOR void addColumns(const float* rows, int64_t count, int64_t stride, int64_t columns, float* sums) {
-  for (int64_t r = 0; r < count; ++r) {
-    const float* row = rows + r * stride;
-    MARTLET_SIMD for (int64_t c = 0; c < columns; ++c) sums[c] += row[c];
+  // Sixteen rows at a time: thousands of tokens added one after the other would lose two digits.
+  constexpr int64_t taken = 256;
+  for (int64_t column = 0; column < columns; column += taken) {
+    const int64_t width = columns - column < taken ? columns - column : taken;
+    for (int64_t first = 0; first < count; first += 16) {
+      float partial[taken] = {};
+      for (int64_t r = first; r < count && r < first + 16; ++r) {
+        const float* row = rows + r * stride + column;
+        MARTLET_SIMD for (int64_t c = 0; c < width; ++c) partial[c] += row[c];
+      }
+      MARTLET_SIMD for (int64_t c = 0; c < width; ++c) sums[column + c] += partial[c];
+    }
   }
 }
 
@@ -104,36 +113,36 @@ void transposeBlock(const float* source, int64_t sourceStride, int64_t rows, int
   transposeSquares(source, sourceStride, rows, columns, destination, destinationStride);
 }
 
+void packPanel(const at::Tensor& factor, bool transposed, int64_t panel, float* packed) {
+  const float* source = factor.const_data_ptr<float>();
+  const int64_t depth = factor.size(transposed ? 1 : 0), columns = factor.size(transposed ? 0 : 1);
+  const int64_t column = panel * kPanelColumns, width = std::min(kPanelColumns, columns - column);
+  if (transposed)
+    transposeBlock(source + column * depth, depth, width, depth, packed, width);
+  else
+    for (int64_t k = 0; k < depth; ++k) std::memcpy(packed + k * width, source + k * columns + column, width * sizeof(float));
+}
+
 Panels panels(const at::Tensor& matrix) {
   // One panel already has the layout; a matrix of 128 KB has no more pages than the TLB's first level.
   if (matrix.size(1) <= kPanelColumns || matrix.numel() <= (1 << 15)) return {matrix, matrix.size(0), matrix.size(1), true};
   Panels result{at::empty({matrix.numel()}, matrix.options()), matrix.size(0), matrix.size(1), false};
-  const float* source = matrix.const_data_ptr<float>();
   float* packed = result.storage.mutable_data_ptr<float>();
-  const auto pack = [&](int64_t panel) {
-    const int64_t width = result.width(panel);
-    float* to = packed + panel * kPanelColumns * result.depth;
-    for (int64_t k = 0; k < result.depth; ++k)
-      std::memcpy(to + k * width, source + k * result.columns + panel * kPanelColumns, width * sizeof(float));
-  };
-  parallelTasks(result.count(), [&](int64_t panel, int64_t) { pack(panel); });
+  parallelTasks(result.count(), [&](int64_t panel, int64_t) {
+    packPanel(matrix, false, panel, packed + panel * kPanelColumns * result.depth);
+  });
   return result;
 }
 
 Panels transposedPanels(const at::Tensor& matrix) {
   Panels result{at::empty({matrix.numel()}, matrix.options()), matrix.size(1), matrix.size(0), false};
-  const float* source = matrix.const_data_ptr<float>();
   float* packed = result.storage.mutable_data_ptr<float>();
-  const auto pack = [&](int64_t panel) {
-    const int64_t width = result.width(panel);
-    transposeBlock(source + panel * kPanelColumns * result.depth, result.depth, width, result.depth,
-                   packed + panel * kPanelColumns * result.depth, width);
-  };
+  const auto pack = [&](int64_t panel, int64_t) { packPanel(matrix, true, panel, packed + panel * kPanelColumns * result.depth); };
   // Below 64 KB starting the team costs more than the copy.
   if (matrix.numel() < (1 << 14))
-    for (int64_t panel = 0; panel < result.count(); ++panel) pack(panel);
+    for (int64_t panel = 0; panel < result.count(); ++panel) pack(panel, 0);
   else
-    parallelTasks(result.count(), [&](int64_t panel, int64_t) { pack(panel); });
+    parallelTasks(result.count(), pack);
   return result;
 }
 

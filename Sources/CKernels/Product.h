@@ -23,7 +23,7 @@ constexpr int64_t kRowTile = 128;
 /// Scratch of the calling thread that lives as long as the thread and only grows; 64-byte aligned. Two slots never
 /// overlap; asking for a slot again gives the same memory.
 float* threadScratch(int slot, int64_t floats);
-enum ScratchSlot { kTailRows, kTailResult, kTile, kTransposed, kTailDepth, kHidden, kHiddenOther, kScratchSlots };
+enum ScratchSlot { kTailRows, kTailResult, kTile, kTransposed, kTailDepth, kHidden, kHiddenOther, kPanel, kScratchSlots };
 
 /// A right factor [depth, columns] cut into panels of 64 columns, each stored [depth, width] (the last one narrower);
 /// or, `inPlace`, row-major as it was.
@@ -55,6 +55,9 @@ Panels panels(const at::Tensor& matrix);
 /// Panels of the transpose of `matrix` [columns, depth].
 Panels transposedPanels(const at::Tensor& matrix);
 
+/// Copies one panel [depth, width] of `factor` [depth, columns], or of its transpose when it is [columns, depth].
+void packPanel(const at::Tensor& factor, bool transposed, int64_t panel, float* packed);
+
 /// c[rows, width] (+)= a[rows, depth] b[depth, width] for one panel or a part of its depth.
 void multiplyBlock(int64_t rows, int64_t width, int64_t depth, const float* a, int64_t lda, const float* b, int64_t ldb,
                    float* c, int64_t ldc, bool add);
@@ -75,6 +78,27 @@ void multiply(const float* a, int64_t lda, int64_t rows, const Panels& b, float*
     for (int64_t panel = b.count() * group / groups; panel < b.count() * (group + 1) / groups; ++panel) {
       const int64_t column = panel * kPanelColumns, width = b.width(panel);
       multiplyBlock(taken, width, b.depth, a + row * lda, lda, b.at(panel), b.stride(panel), c + row * ldc + column, ldc, false);
+      finish(row, taken, column, width);
+    }
+  });
+}
+
+/// c = a B, or a B^T when `transposed`. With few tokens and many columns each task packs its own panel into scratch, which
+/// stays in L2 (a packed copy of the whole factor would cost more in page faults than the product); else as above.
+template <typename Finish>
+void multiply(const float* a, int64_t lda, int64_t rows, const at::Tensor& factor, bool transposed, float* c, int64_t ldc,
+              const Finish& finish) {
+  const int64_t depth = factor.size(transposed ? 1 : 0), columns = factor.size(transposed ? 0 : 1);
+  const int64_t count = (columns + kPanelColumns - 1) / kPanelColumns;
+  if (rows > 4 * kRowTile || count < 2 * workerCount())
+    return multiply(a, lda, rows, transposed ? transposedPanels(factor) : panels(factor), c, ldc, finish);
+  productTasks(count, rows * depth * columns, [&](int64_t panel, int64_t) {
+    const int64_t column = panel * kPanelColumns, width = std::min(kPanelColumns, columns - column);
+    float* packed = threadScratch(kPanel, depth * kPanelColumns);
+    packPanel(factor, transposed, panel, packed);
+    for (int64_t row = 0; row < rows; row += kRowTile) {
+      const int64_t taken = std::min(kRowTile, rows - row);
+      multiplyBlock(taken, width, depth, a + row * lda, lda, packed, width, c + row * ldc + column, ldc, false);
       finish(row, taken, column, width);
     }
   });

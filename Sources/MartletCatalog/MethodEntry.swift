@@ -47,7 +47,7 @@ public struct MethodEntry: Sendable {
     case interpretability, benchmark, survey
   }
 
-  /// The eight groups in which the methods are specified.
+  /// The eight groups in which the papers' methods are specified, and the baselines that these are compared with.
   public enum Sheet: String, Sendable, Codable, CaseIterable {
     case mixersRecurrent = "mixers-recurrent"
     case mixersAttention = "mixers-attention"
@@ -56,6 +56,7 @@ public struct MethodEntry: Sendable {
     case visionMultimodal = "vision-multimodal"
     case learningAnalysis = "learning-analysis"
     case domainsSurveys = "domains-surveys"
+    case baselines
 
     /// The entries of the group, in the sheet's order.
     public var entries: [MethodEntry] {
@@ -68,6 +69,7 @@ public struct MethodEntry: Sendable {
       case .visionMultimodal: MethodEntry.visionMultimodal
       case .learningAnalysis: MethodEntry.learningAnalysis
       case .domainsSurveys: MethodEntry.domainsSurveys
+      case .baselines: MethodEntry.baselines
       }
     }
   }

@@ -128,28 +128,33 @@ extension MixerKind {
       queryKeyNorm: options["qk_norm"]?.boolValue ?? false)
   }
 
+  private static func windowSize(_ options: JSONValue) throws -> Int? {
+    guard let window = options["window"]?.intValue else { return nil }
+    guard window >= 0 else { throw ConfigurationError("the window must not be negative, got \(window)") }
+    return window
+  }
+
   private static let softmaxKeys: [ConfigurationKey] = [
     headsKey, ConfigurationKey("kv_heads", .integer, default: 0, "key/value heads (grouped-query attention); 0 for as many as heads"),
     rotaryKey, ConfigurationKey("bias", .boolean, default: false, "biases in the projections"),
     ConfigurationKey("qk_norm", .boolean, default: false, "RMS-normalise queries and keys per head"),
   ]
 
-  static let softmax = MixerKind(
-    name: "softmax", summary: "softmax attention over all positions (Vaswani et al. 2017)", keys: softmaxKeys
+  public static let softmax = MixerKind(
+    name: "softmax", summary: "softmax attention over all positions (Vaswani et al. 2017)",
+    keys: softmaxKeys + [ConfigurationKey("window", .integer, default: .null, "positions seen on each side; null for all")]
   ) { site, options, generator in
-    SoftmaxAttention(try softmaxConfiguration(site, options, window: nil), generator: generator)
+    SoftmaxAttention(try softmaxConfiguration(site, options, window: try windowSize(options)), generator: generator)
   }
 
-  static let window = MixerKind(
+  public static let window = MixerKind(
     name: "window", summary: "softmax attention over a sliding window",
     keys: softmaxKeys + [ConfigurationKey("window", .integer, default: 64, "positions seen on each side")]
   ) { site, options, generator in
-    let window = options["window"]?.intValue ?? 64
-    guard window >= 0 else { throw ConfigurationError("the window must not be negative, got \(window)") }
-    return SoftmaxAttention(try softmaxConfiguration(site, options, window: window), generator: generator)
+    SoftmaxAttention(try softmaxConfiguration(site, options, window: try windowSize(options)), generator: generator)
   }
 
-  static let linear = MixerKind(
+  public static let linear = MixerKind(
     name: "linear", summary: "linear attention with elu + 1 features (Katharopoulos et al. 2020)", keys: [headsKey]
   ) { site, options, generator in
     LinearAttention(.init(width: site.width, heads: try heads(options, site), isCausal: site.isCausal), generator: generator)
@@ -165,8 +170,13 @@ extension MixerKind {
     ConfigurationKey("chunk", .integer, default: 64, "positions processed together"),
   ]
 
-  private static func gated(_ name: String, _ summary: String, _ gate: GatedLinearAttention.GateKind) -> MixerKind {
-    MixerKind(name: name, summary: summary, keys: gatedKeys) { site, options, generator in
+  private static let gateKey = ConfigurationKey(
+    "gate", .string, default: "per_channel", "what makes the state forget", choices: GatedLinearAttention.GateKind.allCases.map(\.rawValue))
+
+  /// With a gate of its own, or with the one that the key `gate` chooses.
+  private static func gated(_ name: String, _ summary: String, _ fixed: GatedLinearAttention.GateKind? = nil) -> MixerKind {
+    MixerKind(name: name, summary: summary, keys: (fixed == nil ? [gateKey] : []) + gatedKeys) { site, options, generator in
+      let gate = fixed ?? options["gate"]?.stringValue.flatMap(GatedLinearAttention.GateKind.init) ?? .perChannel
       let heads = try heads(options, site)
       func total(_ key: String, _ fallback: Double) -> Int {
         // The nearest even width per head, at least 2.
@@ -184,9 +194,9 @@ extension MixerKind {
     }
   }
 
-  static let gla = gated("gla", "gated linear attention (Yang et al. 2023)", .perChannel)
-  static let retention = gated("retention", "retention: constant decay per head (Sun et al. 2023)", .retention)
-  static let scalarGate = gated("scalar_gate", "linear attention with one data-dependent decay per head", .scalar)
+  public static let gla = gated("gla", "gated linear attention (Yang et al. 2023)")
+  public static let retention = gated("retention", "retention: constant decay per head (Sun et al. 2023)", .retention)
+  public static let scalarGate = gated("scalar_gate", "linear attention with one data-dependent decay per head", .scalar)
 
   private static let stateKeys: [ConfigurationKey] = [
     ConfigurationKey("state", .integer, default: 64, "N, state size of each channel (even)"),
@@ -204,7 +214,7 @@ extension MixerKind {
       isCausal: site.isCausal, dropout: site.dropout)
   }
 
-  static let s4d = MixerKind(
+  public static let s4d = MixerKind(
     name: "s4d", summary: "diagonal state space (Gu et al. 2022)",
     keys: stateKeys + [
       ConfigurationKey(
@@ -218,7 +228,7 @@ extension MixerKind {
     return S4(configuration, generator: generator)
   }
 
-  static let s4 = MixerKind(
+  public static let s4 = MixerKind(
     name: "s4", summary: "state space with a diagonal plus rank one matrix, HiPPO-LegS (Gu et al. 2021)", keys: stateKeys,
     slowParameters: DPLRKernel.slowParameters
   ) { site, options, generator in

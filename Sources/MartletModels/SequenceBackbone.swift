@@ -34,13 +34,16 @@ public struct BackboneConfiguration: Sendable, Codable, Equatable {
   public var positions: PositionKind
   public var dropout: Double
   public var dropPath: Double
+  /// Standard deviation of token embeddings at the start: small where the embedding is also the output projection, 1 beside
+  /// sinusoidal positions, which have that size.
+  public var embeddingDeviation: Double
   /// The longest sequence expected: size of learned positions, first length of S4's kernels.
   public var length: Int
 
   public init(
     input: SequenceInput, width: Int, layers: Int, heads: Int = 4, mixers: [MixerChoice], feedForward: FeedForwardKind = .mlp,
     hidden: Int? = nil, norm: NormalizationKind = .layer, preNorm: Bool = true, isCausal: Bool, positions: PositionKind = .none,
-    dropout: Double = 0, dropPath: Double = 0, length: Int
+    dropout: Double = 0, dropPath: Double = 0, embeddingDeviation: Double = 0.02, length: Int
   ) {
     self.input = input
     self.width = width
@@ -55,6 +58,7 @@ public struct BackboneConfiguration: Sendable, Codable, Equatable {
     self.positions = positions
     self.dropout = dropout
     self.dropPath = dropPath
+    self.embeddingDeviation = embeddingDeviation
     self.length = length
   }
 
@@ -133,7 +137,8 @@ public final class SequenceBackbone: Module {
     embedding = nil
     inputProjection = nil
     switch c.input {
-    case .tokens(let vocabulary): embedding = Embedding(vocabulary, c.width, initializer: .normal(0.02), generator: generator)
+    case .tokens(let vocabulary): 
+      embedding = Embedding(vocabulary, c.width, initializer: .normal(c.embeddingDeviation), generator: generator)
     case .continuous(let channels): inputProjection = Linear(channels, c.width, generator: generator)
     }
     learnedPositions = c.positions == .learned ? Initializer.normal(0.02)([c.length, c.width], generator) : nil

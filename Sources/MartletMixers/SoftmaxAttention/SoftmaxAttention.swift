@@ -87,7 +87,7 @@ public final class SoftmaxAttention: Module, RecurrentMixer {
 
   // MARK: Recurrent form
 
-  /// Keys and values of the past, in buffers that double when full.
+  /// Keys and values of the past, in buffers that double when full (that are exactly filled while steps are differentiated).
   public struct State {
     /// [batch, key/value heads, capacity, d]
     public var keys: Tensor
@@ -111,7 +111,7 @@ public final class SoftmaxAttention: Module, RecurrentMixer {
 
   public func advance(_ x: Tensor, _ state: inout State) -> Tensor {
     let (q, k, v) = project(x, offset: state.length)
-    append(k.detached(), v.detached(), to: &state)
+    append(k, v, to: &state)
     let window = configuration.window.map { ($0, $0) }
     if x.dim(1) == 1 && fusedKernelsServe(x) && !isGradientEnabled {
       let lengths = Tensor.full([x.dim(0)], Double(state.length), dtype: .int64)
@@ -127,6 +127,13 @@ public final class SoftmaxAttention: Module, RecurrentMixer {
 
   private func append(_ k: Tensor, _ v: Tensor, to state: inout State) {
     let needed = state.length + k.dim(2)
+    if isGradientEnabled && [k, v, state.keys, state.values].contains(where: \.requiresGradient) {
+      // Writing in place would spoil what earlier steps keep for the backward pass.
+      state.keys = concatenated([state.keys.narrowed(axis: 2, start: 0, length: state.length), k], axis: 2)
+      state.values = concatenated([state.values.narrowed(axis: 2, start: 0, length: state.length), v], axis: 2)
+      state.length = needed
+      return
+    }
     if needed > state.keys.dim(2) {
       let capacity = max(needed, 2 * state.keys.dim(2))
       let extra = [0, 0, 0, capacity - state.keys.dim(2)]

@@ -105,21 +105,19 @@ public final class DPLRKernel: Module {
   private func doubleLength() {
     withoutGradient {
       let longer = multiply(output.viewAsComplex(), identityMinus: power(kernelLength.itemInt()) * -1.0)
-      output.copyInPlace(Self.pairs(longer.to(.complex64)))
+      output.copyInPlace(Self.pairs(longer))
       kernelLength.multiplyInPlace(2)
     }
   }
 
   /// C of the recurrence, C̃ (I − Ā^L)⁻¹, as its half set [directions, D, N/2] complex128.
   public func recurrentOutput() -> Tensor {
-    withoutGradient {
-      let half = output.dim(-2)
-      let c = output.viewAsComplex()
-      let row = concatenated([c, c.conjugated()], axis: -1).to(.complex128)  // [S, D, N]
-      let identity = Tensor.eye(2 * half, dtype: .float64).to(.complex128)
-      let m = (identity - power(kernelLength.itemInt())).T  // x (I − M) = c  ⇔  (I − M)ᵀ xᵀ = cᵀ
-      return m.solve(row.expandedDimension(-1)).squeezed(-1)[.ellipsis, ..<half]
-    }
+    let half = output.dim(-2)
+    let c = output.viewAsComplex()
+    let row = concatenated([c, c.conjugated()], axis: -1).to(.complex128)  // [S, D, N]
+    let identity = Tensor.eye(2 * half, dtype: .float64).to(.complex128)
+    let m = (identity - power(kernelLength.itemInt())).T  // x (I − M) = c  ⇔  (I − M)ᵀ xᵀ = cᵀ
+    return m.solve(row.expandedDimension(-1)).squeezed(-1)[.ellipsis, ..<half]
   }
 
   /// What the O(N) step needs: with E = 2/Δ + Λ and F = 1/(2/Δ − Λ),
@@ -131,17 +129,16 @@ public final class DPLRKernel: Module {
   }
 
   public func stepTerms() -> StepTerms {
-    withoutGradient {
-      let lambda = Tensor.complex(-logDecay.to(.float64).exp(), frequency.to(.float64))
-      let twoOverStep = ((-logStep.to(.float64)).exp() * 2.0).expandedDimension(-1).to(.complex128)
-      let p = lowRank.to(.float64).viewAsComplex()
-      let f = (twoOverStep - lambda).reciprocal()
-      let inner = (p.conjugated() * f * p).sum(axis: -1, keepDims: true).realPart * 2.0 + 1.0
-      func single(_ x: Tensor) -> Tensor { x.to(.complex64).resolvingConjugate() }
-      return StepTerms(
-        e: single(twoOverStep + lambda), f: single(f), p: single(p), b: single(input.to(.float64).viewAsComplex()),
-        c: single(recurrentOutput()[0]), gain: inner.reciprocal().to(.float32))
-    }
+    let lambda = Tensor.complex(-logDecay.to(.float64).exp(), frequency.to(.float64))
+    let twoOverStep = ((-logStep.to(.float64)).exp() * 2.0).expandedDimension(-1).to(.complex128)
+    let p = lowRank.to(.float64).viewAsComplex()
+    let f = (twoOverStep - lambda).reciprocal()
+    let inner = (p.conjugated() * f * p).sum(axis: -1, keepDims: true).realPart * 2.0 + 1.0
+    let type = logStep.dtype
+    func rounded(_ x: Tensor) -> Tensor { x.to(type.complex).resolvingConjugate() }
+    return StepTerms(
+      e: rounded(twoOverStep + lambda), f: rounded(f), p: rounded(p), b: rounded(input.to(.float64).viewAsComplex()),
+      c: rounded(recurrentOutput()[0]), gain: inner.reciprocal().to(type))
   }
 
   /// One token. u: [B, D]; x: [B, D, N/2] complex → 2 Re(C x), [B, D].

@@ -112,17 +112,17 @@ public final class S4: Module, RecurrentMixer {
     }
   }
 
-  /// The discretised system is worked out here, once: take a new state after changing parameters.
+  /// The discretised system is worked out here, once: take a new state after changing parameters. It is recorded for
+  /// differentiation like any other computation, so generate inside `withoutGradient`.
   public func initialState(batch: Int) -> State {
     require(isCausal, "a bidirectional state space can't run token by token")
-    let terms: State.Terms = withoutGradient {
-      switch kernel {
-      case let kernel as DiagonalKernel:
-        let (log, b) = kernel.discretized()
-        return .diagonal(transition: log.exp(), b: b, c: kernel.output[0].viewAsComplex().contiguous(), log: log)
-      case let kernel as DPLRKernel: return .dplr(kernel.stepTerms())
-      default: fatalError("unknown state-space kernel \(type(of: kernel))")
-      }
+    let terms: State.Terms
+    switch kernel {
+    case let kernel as DiagonalKernel:
+      let (log, b) = kernel.discretized()
+      terms = .diagonal(transition: log.exp(), b: b, c: kernel.output[0].viewAsComplex().contiguous(), log: log)
+    case let kernel as DPLRKernel: terms = .dplr(kernel.stepTerms())
+    default: fatalError("unknown state-space kernel \(type(of: kernel))")
     }
     return State(x: .zeros([batch, configuration.width, configuration.state / 2], dtype: skip.dtype.complex), terms: terms)
   }
