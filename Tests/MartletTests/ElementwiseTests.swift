@@ -81,6 +81,9 @@ import Testing
     #expect(before.toArray(Float.self) == [1, 2], "+= makes a new tensor")
     sum.addInPlace(before, scale: 2)
     #expect(sum.toArray(Float.self) == [4, 7])
+    sum.multiplyInPlace(0.5)
+    a.multiplyInPlace(2)
+    #expect(sum.toArray(Float.self) == [2, 3.5] && a.toArray(Int.self) == [14, -14], "integers by integers too")
   }
 
   @Test func comparisonsAndSelection() {
