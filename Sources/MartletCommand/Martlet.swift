@@ -7,6 +7,7 @@ import MartletTraining
     commandName: "martlet",
     abstract: "Efficient sequence models: build, compare, train and run them.",
     discussion: """
+      A fair comparison:  martlet compare --task 'listops?small' --mixers softmax,gla,s4 --budget 30s --out runs/first
       What there is:      martlet methods --status ready
       One method whole:   martlet describe gla
       A claim re-run:     martlet reproduce gla --json
@@ -16,7 +17,8 @@ import MartletTraining
       """,
     version: "\(martletVersion) (libtorch \(Engine.torchVersion))",
     subcommands: [
-      MethodsCommand.self, DescribeCommand.self, ProbeCommand.self, ReproduceCommand.self, RunsCommand.self,
+      MethodsCommand.self, DescribeCommand.self, ProbeCommand.self, ReproduceCommand.self, CompareCommand.self, TrainCommand.self,
+      GenerateCommand.self, RunsCommand.self, BenchCommand.self,
     ])
 
   static func main() { CommandLineErrors.run(Array(CommandLine.arguments.dropFirst())) }
