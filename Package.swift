@@ -86,13 +86,14 @@ let package = Package(
       ],
       swiftSettings: strict),
     tests("Martlet", resources: [.copy("Fixtures")]),
-    tests("MartletNN"),
+    tests("MartletNN", resources: [.copy("Fixtures")]),
     tests("MartletMixers", ["MartletFeedForward"], resources: [.copy("Fixtures")]),
     tests("MartletModels"),
     tests("MartletOptimizers", resources: [.copy("Fixtures")]),
     tests("MartletData"),
     tests("MartletTraining"),
     tests("MartletCatalog", resources: [.copy("Fixtures")]),
+    tests("MartletCommand", ["MartletCatalog"]),
   ],
   cxxLanguageStandard: .cxx20
 )

@@ -29,16 +29,18 @@ public struct Operator: @unchecked Sendable {
   /// - Parameters:
   ///   - name: with its namespace, e.g. `aten::add` or `martlet::attention`.
   ///   - overload: e.g. `Tensor`; empty for most.
+  ///
+  /// Traps when libtorch has no such operator; throws inside ``withTorchErrors(_:)``.
   public init(_ name: String, _ overload: String = "") {
     _ = Engine.started
     var handle: ctorch_operator?
-    if ctorch_operator_find(name, overload, &handle) != 0 { fatalError(torchErrorMessage()) }
+    if ctorch_operator_find(name, overload, &handle) != 0 { torchFailure(torchErrorMessage()) }
     self.handle = handle
     self.name = name
   }
 
   /// The operator's signature in libtorch's notation.
-  public var schema: String { String(cString: ctorch_operator_schema(handle)) }
+  public var schema: String { handle.map { String(cString: ctorch_operator_schema($0)) } ?? "" }
 
   /// Calls an operator with one tensor as its result.
   public func callAsFunction(_ arguments: OperatorArgument...) -> Tensor {
@@ -80,6 +82,10 @@ public struct Operator: @unchecked Sendable {
   /// Lowers the arguments to C values in stack memory and calls. Returns the number of results, 0 after an error.
   private func call(_ arguments: [OperatorArgument], into results: UnsafeMutablePointer<ctorch_value>, capacity: Int64) -> Int {
     if isSkippingAfterError { return 0 }
+    guard handle != nil else {
+      torchFailure("\(name) was not found in libtorch, so it can't be called")
+      return 0
+    }
     var words = 0  // integers and tensor handles of all lists, one 8-byte word each
     for argument in arguments {
       switch argument {

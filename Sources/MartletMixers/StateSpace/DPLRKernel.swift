@@ -104,9 +104,10 @@ public final class DPLRKernel: Module {
   /// C̃ ← C̃ (I + Ā^L), L ← 2L.
   private func doubleLength() {
     withoutGradient {
-      let longer = multiply(output.viewAsComplex(), identityMinus: power(kernelLength.itemInt()) * -1.0)
+      let length = kernelLength.itemInt()
+      let longer = multiply(output.viewAsComplex(), identityMinus: power(length) * -1.0)
       output.copyInPlace(Self.pairs(longer))
-      kernelLength.multiplyInPlace(2)
+      kernelLength.copyInPlace(Tensor([2 * length]))
     }
   }
 

@@ -170,7 +170,7 @@ extension BenchmarkCase {
       func peers(_ kind: String) -> [Peer] {
         hasPeer ? [Peer("\(kind) D=\(channels) N=64 L=\(length) B=4", "PyTorch, the papers' form")] : []
       }
-      func inputs(_ generator: RandomGenerator) -> (u: Tensor, skip: Tensor, upstream: Tensor) {
+      @Sendable func inputs(_ generator: RandomGenerator) -> (u: Tensor, skip: Tensor, upstream: Tensor) {
         (
           Tensor.randomNormal([4, length, channels], generator: generator), Tensor.randomNormal([channels], generator: generator),
           Tensor.randomNormal([4, length, channels], generator: generator).swappedAxes(1, 2)
