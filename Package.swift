@@ -6,7 +6,8 @@ import PackageDescription
 let libtorch = Context.environment["LIBTORCH"] ?? Context.packageDirectory + "/.libtorch"
 let libraries = (try? FileManager.default.contentsOfDirectory(atPath: libtorch + "/lib")) ?? []
 guard libraries.contains(where: { $0.hasPrefix("libtorch_cpu.") }) else {
-  fatalError("libtorch was not found in \(libtorch). Run Scripts/setup, or set LIBTORCH to the `torch` folder of an unpacked PyTorch 2.13+.")
+  fatalError(
+    "libtorch was not found in \(libtorch). Run Scripts/setup, or set LIBTORCH to the `torch` folder of an unpacked PyTorch 2.13+.")
 }
 
 let headers = [
@@ -85,13 +86,14 @@ let package = Package(
       ],
       swiftSettings: strict),
     tests("Martlet", resources: [.copy("Fixtures")]),
-    tests("MartletNN"),
+    tests("MartletNN", resources: [.copy("Fixtures")]),
     tests("MartletMixers", ["MartletFeedForward"], resources: [.copy("Fixtures")]),
     tests("MartletModels"),
     tests("MartletOptimizers", resources: [.copy("Fixtures")]),
     tests("MartletData"),
     tests("MartletTraining"),
     tests("MartletCatalog", resources: [.copy("Fixtures")]),
+    tests("MartletCommand", ["MartletCatalog"]),
   ],
   cxxLanguageStandard: .cxx20
 )

@@ -87,10 +87,23 @@ public var isGradientEnabled: Bool { ctorch_grad_enabled() }
 public func withAutocast<Result>(
   _ enabled: Bool = true, dtype: DType = .bfloat16, device: Device = .cpu, _ body: () throws -> Result
 ) rethrows -> Result {
+  let outer = AutocastDTypes.current[device.kind]
   let previous = ctorch_autocast_enabled(device.kind.rawValue)
-  ctorch_set_autocast(device.kind.rawValue, enabled, dtype.rawValue)
-  defer { ctorch_set_autocast(device.kind.rawValue, previous, dtype.rawValue) }
-  return try body()
+  func set(_ flag: Bool, _ dtype: DType) {
+    // Switching off empties libtorch's cache of converted weights, which does not tell one dtype from another.
+    ctorch_set_autocast(device.kind.rawValue, false, dtype.rawValue)
+    if flag { ctorch_set_autocast(device.kind.rawValue, true, dtype.rawValue) }
+  }
+  set(enabled, dtype)
+  defer { set(previous, outer ?? dtype) }
+  var types = AutocastDTypes.current
+  if enabled { types[device.kind] = dtype }
+  return try AutocastDTypes.$current.withValue(types, operation: body)
+}
+
+/// The dtypes of the `withAutocast` around, so that the end of an inner one restores the outer's.
+private enum AutocastDTypes {
+  @TaskLocal static var current: [Device.Kind: DType] = [:]
 }
 
 /// Whether the thread is inside `withAutocast` for the device.
@@ -187,14 +200,18 @@ public func checkpointed(_ inputs: [Tensor], parameters: [Tensor], _ body: @esca
 public func gradientError(
   _ inputs: [Tensor], step: Double = 1e-6, probes: Int = 24, seed: UInt64 = 0, _ function: ([Tensor]) -> Tensor
 ) -> Double {
-  let leaves = inputs.map { $0.detached().copy().tracked() }
+  // Row-major, because a copy keeps its source's strides and the elements are changed through a flat view.
+  let leaves = inputs.map { $0.detached().contiguous().copy().tracked() }
   let exact = gradient(of: function(leaves), with: leaves)
   let generator = RandomGenerator(seed: seed)
   var worst = 0.0
   var scale = 1e-12
   for (leaf, gradient) in zip(leaves, exact) {
     let flat = leaf.detached().reshaped(-1)
-    let order: [Int] = leaf.count <= probes ? Array(0..<leaf.count) : Array(Tensor.randomPermutation(leaf.count, generator: generator).toArray(Int.self).prefix(probes))
+    let order =
+      leaf.count <= probes
+      ? Array(0..<leaf.count)
+      : Array(Tensor.randomPermutation(leaf.count, generator: generator).toArray(Int.self).prefix(probes))
     let analytic = gradient?.reshaped(-1)
     for position in order {
       let value = flat[position].item()

@@ -65,6 +65,7 @@ extension Tensor {
 
   public func fillInPlace(_ value: Double) { Operators.fillInPlace.run(.tensor(self), .double(value)) }
   public func addInPlace(_ other: Tensor, scale: Double = 1) { Operators.addInPlace.run(.tensor(self), .tensor(other), .double(scale)) }
+  public func multiplyInPlace(_ factor: Int) { Operators.mulInPlaceScalar.run(.tensor(self), .int(factor)) }
   public func multiplyInPlace(_ factor: Double) { Operators.mulInPlaceScalar.run(.tensor(self), .double(factor)) }
   public func multiplyInPlace(_ other: Tensor) { Operators.mulInPlace.run(.tensor(self), .tensor(other)) }
 }

@@ -15,13 +15,16 @@ public protocol TensorIndexing {
 extension Int: TensorIndexing { public var tensorIndex: TensorIndex { .at(self) } }
 extension Range<Int>: TensorIndexing { public var tensorIndex: TensorIndex { .range(start: lowerBound, end: upperBound, step: 1) } }
 extension ClosedRange<Int>: TensorIndexing {
-  public var tensorIndex: TensorIndex { .range(start: lowerBound, end: upperBound + 1, step: 1) }
+  public var tensorIndex: TensorIndex { .range(start: lowerBound, end: pastEnd(upperBound), step: 1) }
 }
 extension PartialRangeFrom<Int>: TensorIndexing { public var tensorIndex: TensorIndex { .range(start: lowerBound, end: nil, step: 1) } }
 extension PartialRangeUpTo<Int>: TensorIndexing { public var tensorIndex: TensorIndex { .range(start: nil, end: upperBound, step: 1) } }
 extension PartialRangeThrough<Int>: TensorIndexing {
-  public var tensorIndex: TensorIndex { .range(start: nil, end: upperBound + 1, step: 1) }
+  public var tensorIndex: TensorIndex { .range(start: nil, end: pastEnd(upperBound), step: 1) }
 }
+
+/// The excluded end of a range that includes `last`, which is −1 for the end of the axis.
+private func pastEnd(_ last: Int) -> Int? { last == -1 ? nil : last + 1 }
 extension StrideTo<Int>: TensorIndexing {
   public var tensorIndex: TensorIndex {
     let values = Array(self)

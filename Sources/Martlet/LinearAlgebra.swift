@@ -7,7 +7,7 @@ private enum Linalg {
   static let solve = Operator("aten::linalg_solve")
   static let solveTriangular = Operator("aten::linalg_solve_triangular")
   static let inv = Operator("aten::linalg_inv")
-  static let pinv = Operator("aten::linalg_pinv")
+  static let pinv = Operator("aten::linalg_pinv", "atol_rtol_float")
   static let lstsq = Operator("aten::linalg_lstsq")
   static let det = Operator("aten::linalg_det")
   static let matrixNorm = Operator("aten::linalg_matrix_norm", "str_ord")

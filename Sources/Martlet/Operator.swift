@@ -1,7 +1,7 @@
 import CTorch
 
 /// An argument of a libtorch operator.
-public enum Argument {
+public enum OperatorArgument {
   case none
   case tensor(Tensor?)
   case int(Int)
@@ -29,19 +29,21 @@ public struct Operator: @unchecked Sendable {
   /// - Parameters:
   ///   - name: with its namespace, e.g. `aten::add` or `martlet::attention`.
   ///   - overload: e.g. `Tensor`; empty for most.
+  ///
+  /// Traps when libtorch has no such operator; throws inside ``withTorchErrors(_:)``.
   public init(_ name: String, _ overload: String = "") {
     _ = Engine.started
     var handle: ctorch_operator?
-    if ctorch_operator_find(name, overload, &handle) != 0 { fatalError(torchErrorMessage()) }
+    if ctorch_operator_find(name, overload, &handle) != 0 { torchFailure(torchErrorMessage()) }
     self.handle = handle
     self.name = name
   }
 
   /// The operator's signature in libtorch's notation.
-  public var schema: String { String(cString: ctorch_operator_schema(handle)) }
+  public var schema: String { handle.map { String(cString: ctorch_operator_schema($0)) } ?? "" }
 
   /// Calls an operator with one tensor as its result.
-  public func callAsFunction(_ arguments: Argument...) -> Tensor {
+  public func callAsFunction(_ arguments: OperatorArgument...) -> Tensor {
     var value = ctorch_value()
     guard call(arguments, into: &value, capacity: 1) == 1, value.tag == Int32(CTORCH_TENSOR), let tensor = value.as.tensor else {
       return Tensor.skipped
@@ -50,7 +52,7 @@ public struct Operator: @unchecked Sendable {
   }
 
   /// Calls an operator with several tensors (a tuple, or one list) as its results. Absent ones are `nil`.
-  public func many(_ arguments: Argument...) -> [Tensor?] {
+  public func many(_ arguments: OperatorArgument...) -> [Tensor?] {
     withUnsafeTemporaryAllocation(of: ctorch_value.self, capacity: 8) { values in
       let count = call(arguments, into: values.baseAddress!, capacity: 8)
       guard count > 0 else { return [Tensor?](repeating: Tensor.skipped, count: 8) }
@@ -64,7 +66,7 @@ public struct Operator: @unchecked Sendable {
   }
 
   /// Calls an operator for its effect on its arguments.
-  public func run(_ arguments: Argument...) {
+  public func run(_ arguments: OperatorArgument...) {
     withUnsafeTemporaryAllocation(of: ctorch_value.self, capacity: 8) { values in
       let count = call(arguments, into: values.baseAddress!, capacity: 8)
       for i in 0..<count where values[i].tag == Int32(CTORCH_TENSOR) { ctorch_release(values[i].as.tensor) }
@@ -72,14 +74,18 @@ public struct Operator: @unchecked Sendable {
   }
 
   /// Calls an operator whose result is a boolean.
-  public func truth(_ arguments: Argument...) -> Bool {
+  public func truth(_ arguments: OperatorArgument...) -> Bool {
     var value = ctorch_value()
     return call(arguments, into: &value, capacity: 1) == 1 && value.as.integer != 0
   }
 
   /// Lowers the arguments to C values in stack memory and calls. Returns the number of results, 0 after an error.
-  private func call(_ arguments: [Argument], into results: UnsafeMutablePointer<ctorch_value>, capacity: Int64) -> Int {
+  private func call(_ arguments: [OperatorArgument], into results: UnsafeMutablePointer<ctorch_value>, capacity: Int64) -> Int {
     if isSkippingAfterError { return 0 }
+    guard handle != nil else {
+      torchFailure("\(name) was not found in libtorch, so it can't be called")
+      return 0
+    }
     var words = 0  // integers and tensor handles of all lists, one 8-byte word each
     for argument in arguments {
       switch argument {

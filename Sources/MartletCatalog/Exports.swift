@@ -1,1 +1,3 @@
 @_exported import Martlet
+@_exported import MartletTraining
+@_exported import MartletInference

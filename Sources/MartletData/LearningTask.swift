@@ -8,7 +8,7 @@ public enum DataSplit: String, Sendable, CaseIterable, Codable {
 }
 
 /// What a model receives at each position.
-public enum InputKind: Equatable, Sendable {
+public enum InputKind: Equatable, Sendable, Codable {
   /// Integer ids below `vocabulary`, [batch, length] int64. `padding` is the id of filling positions, if any.
   case tokens(vocabulary: Int, padding: Int?)
   /// Real vectors, [batch, length, channels] float32.
@@ -16,7 +16,7 @@ public enum InputKind: Equatable, Sendable {
 }
 
 /// What a model predicts.
-public enum TaskObjective: Equatable, Sendable {
+public enum TaskObjective: Equatable, Sendable, Codable {
   /// One class for the whole sequence; targets [batch] int64. Metric: accuracy.
   case classification(classes: Int)
   /// The token at some positions (the next one in language modelling); targets [batch, length] int64, −100 where nothing is

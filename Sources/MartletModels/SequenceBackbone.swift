@@ -68,6 +68,7 @@ public struct BackboneConfiguration: Sendable, Codable, Equatable {
     try check(width > 0 && width <= 1 << 20, "width must be positive and at most 2^20, got \(width)")
     try check(layers > 0 && layers <= 10_000, "layers must be in 1...10000, got \(layers)")
     try check(heads > 0 && width % heads == 0, "width \(width) is not a multiple of \(heads) heads")
+    try check((hidden ?? 1) > 0, "the feed-forward's hidden width must be positive, got \(hidden ?? 0)")
     try check(!mixers.isEmpty, "a backbone needs at least one mixer")
     try check(dropout >= 0 && dropout < 1 && dropPath >= 0 && dropPath < 1, "dropout and drop path must be in 0..<1")
     try check(length > 0, "length must be positive, got \(length)")

@@ -4,7 +4,8 @@ public enum Pooling: String, Codable, Sendable, CaseIterable {
   case max
   case last
 
-  /// x: [batch, length, width], mask [batch, length] → [batch, width], over real positions only.
+  /// x: [batch, length, width], mask [batch, length] → [batch, width], over real positions only. A sample that has none gives
+  /// zeros (its first position, for `last`).
   public func callAsFunction(_ x: Tensor, mask: Tensor?) -> Tensor {
     guard let mask else {
       switch self {
@@ -18,7 +19,8 @@ public enum Pooling: String, Codable, Sendable, CaseIterable {
     case .mean:
       let weights = keep.to(x.dtype)
       return (x * weights).sum(axis: 1) / weights.sum(axis: 1).clamped(min: 1)
-    case .max: return x.maskedFill(.!keep, -.infinity).max(axis: 1)
+    case .max:
+      return x.maskedFill(.!keep, -.infinity).max(axis: 1).maskedFill(.!mask.any(axis: 1, keepDims: true), 0)
     case .last:
       let index = (mask.to(.int64).sum(axis: 1) - 1).clamped(min: 0).to(.int64)
       return x.gather(index.reshaped(-1, 1, 1).broadcast(to: [x.dim(0), 1, x.dim(2)]), axis: 1).squeezed(1)

@@ -14,7 +14,9 @@ public final class Conv1d: Module {
     _ inChannels: Int, _ outChannels: Int, kernel: Int, stride: Int = 1, padding: Int = 0, dilation: Int = 1, groups: Int = 1,
     bias: Bool = true, generator: RandomGenerator
   ) {
-    require(inChannels % groups == 0 && outChannels % groups == 0, "\(groups) groups don't divide \(inChannels) and \(outChannels) channels")
+    require(
+      inChannels % groups == 0 && outChannels % groups == 0,
+      "\(groups) groups don't divide \(inChannels) and \(outChannels) channels")
     (self.stride, self.padding, self.dilation, self.groups) = (stride, padding, dilation, groups)
     super.init()
     let bound = 1 / Double(inChannels / groups * kernel).squareRoot()
@@ -38,7 +40,9 @@ public final class Conv2d: Module {
     _ inChannels: Int, _ outChannels: Int, kernel: Int, stride: Int = 1, padding: Int = 0, dilation: Int = 1, groups: Int = 1,
     bias: Bool = true, generator: RandomGenerator
   ) {
-    require(inChannels % groups == 0 && outChannels % groups == 0, "\(groups) groups don't divide \(inChannels) and \(outChannels) channels")
+    require(
+      inChannels % groups == 0 && outChannels % groups == 0,
+      "\(groups) groups don't divide \(inChannels) and \(outChannels) channels")
     (self.stride, self.padding, self.dilation, self.groups) = (stride, padding, dilation, groups)
     super.init()
     let bound = 1 / Double(inChannels / groups * kernel * kernel).squareRoot()

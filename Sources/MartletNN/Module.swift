@@ -139,22 +139,32 @@ open class Module {
   }
 
   public func unfreeze(where predicate: (String) -> Bool = { _ in true }) {
-    for (name, tensor) in parameters() where predicate(name) && tensor.dtype.isFloatingPoint { tensor.requiresGradient = true }
+    for (name, tensor) in parameters() where predicate(name) && (tensor.dtype.isFloatingPoint || tensor.dtype.isComplex) {
+      tensor.requiresGradient = true
+    }
   }
 
   public func zeroGradients() {
     for (_, tensor) in parameters() { tensor.gradient = nil }
   }
 
-  /// Moves or converts every parameter and buffer in place of the old tensors. Floating-point tensors only for a dtype.
+  /// Moves or converts every parameter and buffer in place of the old tensors; shared ones stay shared. A dtype changes
+  /// floating-point tensors, and complex ones to the complex type of the same precision.
   public func to(_ dtype: DType? = nil, device: Device? = nil) {
+    // The old tensors are kept until the end, so that their identities aren't given to new ones.
+    var replaced: [ObjectIdentifier: (old: Tensor, new: Tensor)] = [:]
     for (_, slot) in parameterSlots() + bufferSlots() {
       guard let old = slot.tensor else { continue }
+      if let shared = replaced[ObjectIdentifier(old)] {
+        slot.tensor = shared.new
+        continue
+      }
       var tensor = old.detached()
       if let dtype, tensor.dtype.isFloatingPoint { tensor = tensor.to(dtype) }
       if let dtype, tensor.dtype.isComplex { tensor = tensor.to(dtype.complex) }
       if let device { tensor = tensor.to(device) }
       if old.requiresGradient { tensor.requiresGradient = true }
+      replaced[ObjectIdentifier(old)] = (old, tensor)
       slot.tensor = tensor
     }
   }

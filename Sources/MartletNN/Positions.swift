@@ -51,7 +51,7 @@ public struct RotaryEmbedding: @unchecked Sendable {
         let ramp = min(max((Double(i) - low) / max(high - low, 0.001), 0), 1)
         return value / factor * ramp + value * (1 - ramp)
       }
-      magnitude = 0.1 * log(factor) + 1
+      magnitude = 0.1 * log(max(factor, 1)) + 1
     case .llama3(let factor, let low, let high, let original):
       values = values.map { value in
         let wavelength = 2 * Double.pi / value

@@ -47,7 +47,11 @@ import Testing
     let x = Tensor.randomNormal([3, 4], dtype: .float64, generator: RandomGenerator(seed: 2))
     #expect(gradientError([x]) { $0[0].tanh().pow(2).sum() } < 1e-7)
     let wrong = gradientError([x]) { inputs in
-      customFunction([inputs[0]]) { [inputs[0] * 2.0] } backward: { [$0[0].map { $0 * 3.0 }] }[0].sum()
+      customFunction([inputs[0]]) {
+        [inputs[0] * 2.0]
+      } backward: {
+        [$0[0].map { $0 * 3.0 }]
+      }[0].sum()
     }
     #expect(wrong > 0.1)
   }
@@ -56,7 +60,11 @@ import Testing
     #expect(throws: TensorError.self) {
       try withTorchErrors {
         let x = Tensor.ones([2]).tracked()
-        let y = customFunction([x]) { [x * 2.0] } backward: { _ in [Tensor.zeros([3]).matmul(Tensor.zeros([2]))] }[0]
+        let y = customFunction([x]) {
+          [x * 2.0]
+        } backward: { _ in
+          [Tensor.zeros([3]).matmul(Tensor.zeros([2]))]
+        }[0]
         y.sum().backward()
       }
     }

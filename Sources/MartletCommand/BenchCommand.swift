@@ -1,0 +1,63 @@
+import ArgumentParser
+import Foundation
+import MartletCatalog
+
+struct BenchCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "bench",
+    abstract: "Measure kernels and models beside PyTorch on the same sizes, run in alternation.",
+    discussion: """
+      The peers run in a Python process with torch: MARTLET_PEER_PYTHON names one, else python3. Without it only ours is measured \
+      (--alone). A ratio above 1 means that ours is better.
+
+      Example: martlet bench attention gpt --rounds 7 --markdown Benchmarks/RESULTS.md
+      """)
+
+  @Argument(help: "Only cases whose names contain one of these texts.")
+  var cases: [String] = []
+
+  @Option(help: "Pairs of runs, at least 5.")
+  var rounds: Int = 7
+
+  @Flag(help: "Include the heavy cases (long sequences, minutes each).")
+  var heavy = false
+
+  @Flag(help: "Measure ours alone, without peers.")
+  var alone = false
+
+  @Flag(help: "List the cases and stop.")
+  var list = false
+
+  @Option(help: "Also write a report in Markdown.", completion: .file(extensions: ["md"]))
+  var markdown: String?
+
+  @Option(help: "Threads on either side; 0 takes the machine's.")
+  var threads: Int = 0
+
+  @Flag(help: "Print rows as JSON.")
+  var json = false
+
+  mutating func run() throws {
+    if threads > 0 { Engine.threads = threads }
+    let selected = BenchmarkCase.selected(cases, heavy: heavy || list)
+    guard !selected.isEmpty else {
+      throw ValidationError("no case's name contains \(cases.map { "“\($0)”" }.joined(separator: " or ")); `martlet bench --list` lists them")
+    }
+    if list {
+      for benchmark in selected { print(benchmark.name + (benchmark.isHeavy ? "  (heavy)" : "")) }
+      return
+    }
+    let peer = alone ? nil : try PeerProcess(script: PeerProcess.script(), threads: Engine.threads)
+    defer { peer?.stop() }
+    let limits = MachineLimits.measure()
+    let rows = try BenchmarkRunner(rounds: rounds).run(selected, peer: peer, limits: limits) { row in
+      Output.note(BenchmarkReport.terminalLine(row))
+    }
+    let report = BenchmarkReport(
+      machine: .current(libtorch: Engine.torchVersion), limits: limits, threads: Engine.threads,
+      peerVersions: peer?.versions.map { "\($0.name) \($0.version)" }.joined(separator: ", ") ?? "",
+      command: (["martlet"] + CommandLine.arguments.dropFirst()).joined(separator: " "), date: Date(), rounds: max(5, rounds), rows: rows)
+    if let markdown { try Data(report.markdown().utf8).write(to: URL(fileURLWithPath: markdown), options: .atomic) }
+    if json { print(try report.rowsJSON()) } else { print(report.markdown()) }
+  }
+}

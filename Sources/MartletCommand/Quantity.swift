@@ -1,0 +1,21 @@
+import ArgumentParser
+import MartletCatalog
+
+/// A whole number that may end in k, M or G: 16k is 16384 as a length, 300k is 300000 as a count.
+enum Quantity {
+  static func count(_ text: String) throws -> Int { try parse(text, unit: 1000, of: "count") }
+  static func length(_ text: String) throws -> Int { try parse(text, unit: 1024, of: "length") }
+
+  static func lengths(_ text: String) throws -> [Int] {
+    try text.split(separator: ",").map { try length(String($0)) }
+  }
+
+  private static func parse(_ text: String, unit: Double, of what: String) throws -> Int {
+    let units: [Character: Double] = ["k": unit, "K": unit, "M": unit * unit, "G": unit * unit * unit]
+    let factor = text.last.flatMap { units[$0] }
+    guard let number = Double(factor == nil ? text[...] : text.dropLast()), number > 0, number * (factor ?? 1) < 1e15 else {
+      throw ValidationError("“\(text)” is not a positive \(what) such as 4096, 16k or 1M")
+    }
+    return Int(number * (factor ?? 1))
+  }
+}

@@ -1,0 +1,44 @@
+/// One thing to be timed, ours and by name the same thing in PyTorch.
+public struct BenchmarkCase: Sendable {
+  /// What of the machine bounds the case, to put its rate beside the limit.
+  public enum Work: Sendable {
+    /// Floating-point operations of one call, a multiplication with addition counting two.
+    case operations(Double)
+    /// Bytes that one call must at least read and write.
+    case traffic(Double)
+  }
+
+  /// The same computation in another library.
+  public struct Peer: Sendable {
+    /// The case's name in `Benchmarks/peers`.
+    public var name: String
+    /// What a reader calls it, e.g. "PyTorch eager".
+    public var label: String
+
+    public init(_ name: String, _ label: String) {
+      self.name = name
+      self.label = label
+    }
+  }
+
+  public var name: String
+  public var group: String
+  public var peers: [Peer]
+  public var work: Work?
+  /// Takes seconds a call or gigabytes of memory: left out of quick runs.
+  public var isHeavy: Bool
+  /// Makes the inputs and returns the call to be timed.
+  public var setup: @Sendable () throws -> () throws -> Void
+
+  public init(
+    _ name: String, group: String, peers: [Peer] = [], work: Work? = nil, isHeavy: Bool = false,
+    setup: @escaping @Sendable () throws -> () throws -> Void
+  ) {
+    self.name = name
+    self.group = group
+    self.peers = peers
+    self.work = work
+    self.isHeavy = isHeavy
+    self.setup = setup
+  }
+}

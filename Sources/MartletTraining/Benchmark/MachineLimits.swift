@@ -1,0 +1,34 @@
+import Foundation
+import Martlet
+import MartletNN
+
+/// What the machine can do at most, measured now, with the same threads as the cases: the yardstick of their rates.
+public struct MachineLimits: Sendable, Codable {
+  /// Floating-point operations a second of a large float32 matrix product.
+  public var operationsPerSecond: Double
+  /// Bytes a second read and written by a large copy.
+  public var bytesPerSecond: Double
+
+  /// The best of several runs: what others do on the machine only slows a run down.
+  public static func measure(repeats: Int = 8) -> MachineLimits {
+    let generator = RandomGenerator(seed: 0)
+    func best(_ body: () -> Void) -> Double {
+      body()
+      return (0..<repeats).map { _ in elapsed(body) }.min()!
+    }
+    return withoutGradient {
+      let (rows, width) = (2048, 2048)
+      let x = Tensor.randomNormal([rows, width], generator: generator)
+      let weight = Tensor.randomNormal([width, width], generator: generator)
+      let product = best { _ = linearMap(x, weight) }
+      let source = Tensor.zeros([1 << 26])  // 256 MB, beyond any cache
+      let target = Tensor.zeros([1 << 26])
+      let copy = best { target.copyInPlace(source) }
+      return MachineLimits(
+        operationsPerSecond: 2 * Double(rows * width * width) / product, bytesPerSecond: 2 * Double(source.byteCount) / copy)
+    }
+  }
+}
+
+/// Seconds that a call takes.
+func elapsed(_ body: () throws -> Void) rethrows -> Double { try ContinuousClock().measure(body).seconds }

@@ -1,0 +1,27 @@
+import MartletModels
+
+/// A small backbone configuration over tokens.
+func configuration(
+  _ mixers: [String] = ["softmax"], causal: Bool = true, input: SequenceInput = .tokens(vocabulary: 13), layers: Int = 2,
+  feedForward: FeedForwardKind = .mlp, norm: NormalizationKind = .layer, preNorm: Bool = true, positions: PositionKind = .none,
+  dropout: Double = 0, dropPath: Double = 0, length: Int = 24
+) throws -> BackboneConfiguration {
+  BackboneConfiguration(
+    input: input, width: 16, layers: layers, heads: 2, mixers: try mixers.map { try MixerChoice(parsing: $0) }, feedForward: feedForward,
+    norm: norm, preNorm: preNorm, isCausal: causal, positions: positions, dropout: dropout, dropPath: dropPath, length: length)
+}
+
+/// Token ids below 13, [batch, length].
+func tokens(_ batch: Int, _ length: Int, seed: UInt64 = 1) -> Tensor {
+  Tensor.randomIntegers(below: 13, [batch, length], generator: RandomGenerator(seed: seed))
+}
+
+/// The largest absolute difference over the largest element of the second; infinite when the shapes differ.
+func relativeDifference(_ a: Tensor, _ b: Tensor) -> Double {
+  guard a.shape == b.shape else { return .infinity }
+  return (a - b).abs().max().item() / max(b.abs().max().item(), 1e-30)
+}
+
+func generator(_ seed: UInt64 = 7) -> RandomGenerator { RandomGenerator(seed: seed) }
+
+let mixerNames = MixerKind.all.map(\.name)
