@@ -1,0 +1,65 @@
+import MartletMixers
+
+/// max |a − b| / max |b|, in float64.
+func relativeError(_ found: Tensor, _ expected: Tensor) -> Double {
+  precondition(found.shape == expected.shape, "\(found.shape) and \(expected.shape)")
+  let (a, b) = (found.detached().to(.float64), expected.detached().to(.float64))
+  return (a - b).abs().max().item() / max(b.abs().max().item(), 1e-30)
+}
+
+/// max |a − b| of real or complex tensors.
+func largestDifference(_ a: Tensor, _ b: Tensor) -> Double { (a - b).abs().max().item() }
+
+/// Every kind of mixer in every direction that it has.
+struct MixerCase: Sendable, CustomStringConvertible {
+  let name: String
+  let isCausal: Bool
+
+  static let causal = MixerKind.all.map { MixerCase(name: $0.name, isCausal: true) }
+  static let all = causal + MixerKind.all.map { MixerCase(name: $0.name, isCausal: false) }
+
+  var description: String { "\(name)\(isCausal ? "" : " (bidirectional)")" }
+
+  /// Forms that go through a Fourier transform, where "nothing changes" holds to rounding only.
+  var usesFourier: Bool { name.hasPrefix("s4") }
+
+  /// A mixer of 16 channels with small options and parameters away from their first values, so that biases and gates act.
+  func make(
+    width: Int = 16, length: Int, options: JSONObject = [:], dtype: DType = .float32, seed: UInt64 = 5
+  ) throws -> any SequenceMixer {
+    let kind = try MixerKind.named(name)
+    var options = options
+    func set(_ key: String, _ value: JSONValue) {
+      if options[key] == nil, kind.keys.contains(where: { $0.name == key }) { options[key] = value }
+    }
+    set("state", 8)
+    set("gate_rank", 4)
+    set("gate_temperature", 2)
+    set("convolution", 3)
+    set("chunk", 16)
+    if name == "window" { set("window", 4) }
+    let site = MixerSite(width: width, heads: 2, isCausal: isCausal, length: length)
+    let generator = RandomGenerator(seed: seed)
+    let mixer = try kind(site, options: .object(options), generator: generator)
+    mixer.eval()
+    withoutGradient {
+      for (_, parameter) in mixer.parameters() {
+        parameter.addInPlace(Tensor.randomNormal(parameter.shape, generator: generator) * 0.1)
+      }
+    }
+    if dtype != .float32 { mixer.to(dtype) }
+    return mixer
+  }
+
+  func recurrent(width: Int = 16, length: Int, dtype: DType = .float32) throws -> any RecurrentMixer {
+    guard let mixer = try make(width: width, length: length, dtype: dtype) as? any RecurrentMixer else {
+      throw ConfigurationError("\(name) isn't recurrent")
+    }
+    return mixer
+  }
+}
+
+/// Standard normal values in float32 (converted), so that modules of both precisions see the same numbers.
+func normal(_ shape: [Int], seed: UInt64 = 1, _ dtype: DType = .float32) -> Tensor {
+  Tensor.randomNormal(shape, generator: RandomGenerator(seed: seed)).to(dtype)
+}
