@@ -51,7 +51,8 @@ public struct MixerKind: Sendable {
   public static func named(_ name: String) throws -> MixerKind {
     if let kind = all.first(where: { $0.name == name }) { return kind }
     throw ConfigurationError(
-      "no mixer is called \"\(name)\".\(Suggestions.phrase(for: name, in: all.map(\.name))) There are: \(all.map(\.name).joined(separator: ", "))")
+      "no mixer is called \"\(name)\".\(Suggestions.phrase(for: name, in: all.map(\.name))) There are: \(all.map(\.name).joined(separator: ", "))"
+    )
   }
 }
 

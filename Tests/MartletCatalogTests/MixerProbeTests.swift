@@ -103,7 +103,8 @@ import Testing
     #expect(message("softmax", ["heads": 2], ["x": x, "grad_y": Tensor.ones([2, 5, 4])]).contains("grad_y has the shape [2, 5, 4]"))
     #expect(message("softmax", ["heads": 2], ["x": x, "mask": Tensor.ones([2, 5])]).contains("mask must be bool [2, 5]"))
     #expect(
-      message("linear", ["heads": 2, "mode": "recurrent"], ["x": x, "mask": Tensor.ones([2, 5], dtype: .bool)]).contains("takes no \"mask\""))
+      message("linear", ["heads": 2, "mode": "recurrent"], ["x": x, "mask": Tensor.ones([2, 5], dtype: .bool)]).contains(
+        "takes no \"mask\""))
     #expect(message("linear", ["heads": 2, "mode": "recurrent", "causal": false], ["x": x]).contains("causal"))
     #expect(message("s4", ["length": 3], ["x": x, "grad_y": x]).contains("at least"))
     #expect(message("s4", ["state": 7], ["x": x]).contains("even"))
@@ -116,7 +117,8 @@ import Testing
   @Test func weightsThatAreNotGivenComeFromTheSeed() throws {
     func y(_ seed: Int, _ weights: [String: Tensor] = [:]) throws -> Tensor {
       try #require(
-        Catalog.implementation("gla").probe(configuration: ["heads": 2, "seed": .integer(seed)], tensors: weights.merging(["x": x]) { $1 })["y"])
+        Catalog.implementation("gla").probe(
+          configuration: ["heads": 2, "seed": .integer(seed)], tensors: weights.merging(["x": x]) { $1 })["y"])
     }
     #expect(try y(1).isEqual(to: y(1)))
     #expect(try !y(1).isEqual(to: y(2)))
