@@ -32,8 +32,8 @@ test: setup ## build and run all tests
 	swift build --build-tests --jobs $(JOBS)
 	swift test --skip-build --disable-xctest
 
-bench: setup ## measure against PyTorch side by side; writes Benchmarks/RESULTS.md (Python with torch: MARTLET_PEER_PYTHON)
-	./martlet bench --markdown Benchmarks/RESULTS.md
+bench: setup ## measure against PyTorch side by side, long sequences too; writes Benchmarks/RESULTS.md (Python with torch: MARTLET_PEER_PYTHON)
+	./martlet bench --heavy --markdown Benchmarks/RESULTS.md
 
 reproduce: setup ## run the scaled-down experiments of the papers in REPRODUCE again
 	./martlet reproduce $(REPRODUCE)

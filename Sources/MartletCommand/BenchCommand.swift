@@ -41,7 +41,8 @@ struct BenchCommand: ParsableCommand {
     if threads > 0 { Engine.threads = threads }
     let selected = BenchmarkCase.selected(cases, heavy: heavy || list)
     guard !selected.isEmpty else {
-      throw ValidationError("no case's name contains \(cases.map { "“\($0)”" }.joined(separator: " or ")); `martlet bench --list` lists them")
+      throw ValidationError(
+        "no case's name contains \(cases.map { "“\($0)”" }.joined(separator: " or ")); `martlet bench --list` lists them")
     }
     if list {
       for benchmark in selected { print(benchmark.name + (benchmark.isHeavy ? "  (heavy)" : "")) }

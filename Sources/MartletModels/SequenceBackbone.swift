@@ -137,7 +137,7 @@ public final class SequenceBackbone: Module {
     embedding = nil
     inputProjection = nil
     switch c.input {
-    case .tokens(let vocabulary): 
+    case .tokens(let vocabulary):
       embedding = Embedding(vocabulary, c.width, initializer: .normal(c.embeddingDeviation), generator: generator)
     case .continuous(let channels): inputProjection = Linear(channels, c.width, generator: generator)
     }

@@ -46,7 +46,7 @@ public struct BenchmarkReport: Codable, Sendable {
 
       - Machine: \(machine.summary); \(threads) \(threads == 1 ? "thread" : "threads") on either side
       - Peers: \(peerVersions.isEmpty ? "none" : peerVersions)
-      - Limits measured at the start: \(Figure.fixed(limits.operationsPerSecond / 1e9, 0)) GFLOP/s (float32 product, 2048³), \
+      - Limits measured at the start: \(Figure.fixed(limits.operationsPerSecond / 1e9, 0)) GFLOP/s (float32 product, 1024³), \
       \(Figure.fixed(limits.bytesPerSecond / 1e9, 1)) GB/s (copy of 256 MB, read and written)
       - Command: `\(command)`
       - Date: \(day)

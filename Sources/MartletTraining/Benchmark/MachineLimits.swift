@@ -9,23 +9,31 @@ public struct MachineLimits: Sendable, Codable {
   /// Bytes a second read and written by a large copy.
   public var bytesPerSecond: Double
 
-  /// The best of several runs: what others do on the machine only slows a run down.
-  public static func measure(repeats: Int = 8) -> MachineLimits {
+  public init(operationsPerSecond: Double, bytesPerSecond: Double) {
+    self.operationsPerSecond = operationsPerSecond
+    self.bytesPerSecond = bytesPerSecond
+  }
+
+  /// The best of many short runs within `seconds` each: what others do on the machine only slows a run down.
+  public static func measure(seconds: Double = 1.5) -> MachineLimits {
     let generator = RandomGenerator(seed: 0)
     func best(_ body: () -> Void) -> Double {
       body()
-      return (0..<repeats).map { _ in elapsed(body) }.min()!
+      let start = ContinuousClock.now
+      var shortest = Double.infinity
+      repeat { shortest = min(shortest, elapsed(body)) } while (ContinuousClock.now - start).seconds < seconds
+      return shortest
     }
     return withoutGradient {
-      let (rows, width) = (2048, 2048)
-      let x = Tensor.randomNormal([rows, width], generator: generator)
-      let weight = Tensor.randomNormal([width, width], generator: generator)
+      let size = 1024
+      let x = Tensor.randomNormal([size, size], generator: generator)
+      let weight = Tensor.randomNormal([size, size], generator: generator)
       let product = best { _ = linearMap(x, weight) }
       let source = Tensor.zeros([1 << 26])  // 256 MB, beyond any cache
       let target = Tensor.zeros([1 << 26])
       let copy = best { target.copyInPlace(source) }
       return MachineLimits(
-        operationsPerSecond: 2 * Double(rows * width * width) / product, bytesPerSecond: 2 * Double(source.byteCount) / copy)
+        operationsPerSecond: 2 * Double(size * size * size) / product, bytesPerSecond: 2 * Double(source.byteCount) / copy)
     }
   }
 }

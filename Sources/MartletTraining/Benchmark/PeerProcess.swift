@@ -110,9 +110,8 @@ public final class PeerProcess {
   private static func exchange(
     _ request: JSONValue, _ requests: FileHandle, _ answers: FileHandle, _ received: inout Data
   ) throws -> JSONValue {
-    do { try requests.write(contentsOf: Data((request.serialized() + "\n").utf8)) } catch {
-      throw PeerError(description: "the peer has ended")
-    }
+    // A peer that has ended may have said why before it did: look for its answer even when it takes no request.
+    try? requests.write(contentsOf: Data((request.serialized() + "\n").utf8))
     while true {
       if let end = received.firstIndex(of: UInt8(ascii: "\n")) {
         let line = String(decoding: received[received.startIndex..<end], as: UTF8.self)

@@ -63,7 +63,8 @@ public struct ComparisonOptions: Codable, Sendable, Equatable {
     func check(_ condition: Bool, _ message: String) throws { if !condition { throw ConfigurationError(message) } }
     try check(!mixers.isEmpty, "name at least one mixer: --mixers softmax,gla")
     try check(Set(mixers.map(\.text)).count == mixers.count, "a mixer is named twice")
-    try check(pretrainingFraction > 0 && pretrainingFraction < 1, "the pretraining fraction must be between 0 and 1, got \(pretrainingFraction)")
+    try check(
+      pretrainingFraction > 0 && pretrainingFraction < 1, "the pretraining fraction must be between 0 and 1, got \(pretrainingFraction)")
     try check(parameters >= 1000, "parameters must be at least 1000, got \(parameters)")
     try check(seeds >= 1, "seeds must be at least 1, got \(seeds)")
     try check(batchSize >= 1, "the batch size must be at least 1, got \(batchSize)")
@@ -134,7 +135,8 @@ public final class Comparison {
       let (a, b) = (try fields(earlier), try fields(options))
       let changed = a.keys.filter { a[$0] != b[$0] }.sorted().map { "\($0) (\(a[$0]!) there, \(b[$0] ?? "nothing") now)" }
       throw FileError(
-        directory.path, "holds a comparison with other options: \(changed.joined(separator: ", ")). Give the same ones to go on with it, or another --out")
+        directory.path,
+        "holds a comparison with other options: \(changed.joined(separator: ", ")). Give the same ones to go on with it, or another --out")
     }
     if let names = try? FileManager.default.contentsOfDirectory(atPath: directory.path), names.contains("results.json") {
       throw FileError(directory.path, "holds results of another command; choose another folder with --out")
@@ -199,7 +201,8 @@ public final class Comparison {
         finished = earlier
       } else {
         finished = try run(arm, sizes[arm.mixer.text]!)
-        try writeDurably(try JSONEncoder.withNonFinite.encode(finished), to: directory.appendingPathComponent(arm.folder + "/arm.json").path)
+        try writeDurably(
+          try JSONEncoder.withNonFinite.encode(finished), to: directory.appendingPathComponent(arm.folder + "/arm.json").path)
       }
       results.arms.append(finished)
       if let store, let storedRun { try? store.addArm(finished, to: storedRun) }

@@ -266,7 +266,9 @@ public final class Trainer {
   private func step() throws -> Double {
     var total = 0.0
     for micro in 0..<configuration.accumulation {
-      let (loss, positions) = try withAutocast(configuration.autocast) { try problem.loss(batch: counters.step * configuration.accumulation + micro) }
+      let (loss, positions) = try withAutocast(configuration.autocast) {
+        try problem.loss(batch: counters.step * configuration.accumulation + micro)
+      }
       let value = loss.item()
       guard value.isFinite else {
         throw DivergenceError(
@@ -357,7 +359,8 @@ public final class Trainer {
     guard FileManager.default.fileExists(atPath: path) else { return }
     let file = try SafetensorsFile(path)
     guard let text = file.metadata["trainer"], let saved = try? Self.decoder.decode(Counters.self, from: Data(text.utf8)) else {
-      throw TensorError("\(path) is not a trainer's checkpoint: its metadata lack a readable “trainer” entry. Move it away to start afresh.")
+      throw TensorError(
+        "\(path) is not a trainer's checkpoint: its metadata lack a readable “trainer” entry. Move it away to start afresh.")
     }
     var parts: [String: [String: Tensor]] = [:]
     for (key, tensor) in try file.tensors() {

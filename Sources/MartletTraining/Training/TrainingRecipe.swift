@@ -120,7 +120,8 @@ public struct TrainingRecipe: Codable, Sendable, Equatable {
     case "one_cycle": return .init(OneCycleSchedule(total: units))
     default:
       throw ConfigurationError(
-        "no schedule is called \"\(schedule)\".\(Suggestions.phrase(for: schedule, in: Self.schedules)) There are: \(Self.schedules.joined(separator: ", "))")
+        "no schedule is called \"\(schedule)\".\(Suggestions.phrase(for: schedule, in: Self.schedules)) There are: \(Self.schedules.joined(separator: ", "))"
+      )
     }
   }
 
@@ -128,7 +129,8 @@ public struct TrainingRecipe: Codable, Sendable, Equatable {
   public func makeOptimizer() throws -> OptimizerConfiguration {
     guard OptimizerConfiguration.names.contains(optimizer) else {
       throw ConfigurationError(
-        "no optimizer is called \"\(optimizer)\".\(Suggestions.phrase(for: optimizer, in: OptimizerConfiguration.names)) There are: \(OptimizerConfiguration.names.joined(separator: ", "))")
+        "no optimizer is called \"\(optimizer)\".\(Suggestions.phrase(for: optimizer, in: OptimizerConfiguration.names)) There are: \(OptimizerConfiguration.names.joined(separator: ", "))"
+      )
     }
     let text = JSONValue.object(["name": .string(optimizer), "learningRate": .number(learningRate)]).serialized()
     return try JSONDecoder().decode(OptimizerConfiguration.self, from: Data(text.utf8))
