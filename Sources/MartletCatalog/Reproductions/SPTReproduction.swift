@@ -112,4 +112,6 @@ struct SPTExperiment {
 }
 
 /// Runs the experiment of `spt` as its sheet states it.
-public func reproduceSPT(progress: (String) -> Void) throws -> Reproduction { try SPTExperiment().run(progress: progress) }
+public func reproduceSPT(progress: (String) -> Void) throws -> Reproduction {
+  try onOneThread { try SPTExperiment().run(progress: progress) }
+}
