@@ -32,6 +32,15 @@ struct ExperimentLoop {
   }
 }
 
+/// Runs an experiment on one thread. Its products are so small that sharing them costs more than it saves (several times as much
+/// processor time on a busy machine), and figures don't depend on the number of cores.
+func onOneThread<Result>(_ body: () throws -> Result) rethrows -> Result {
+  let before = Engine.threads
+  Engine.threads = 1
+  defer { Engine.threads = before }
+  return try body()
+}
+
 /// The mean of an arm's figures over its seeds.
 func mean(_ figures: [Double]) -> Double { figures.reduce(0, +) / Double(figures.count) }
 

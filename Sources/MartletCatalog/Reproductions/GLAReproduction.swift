@@ -70,4 +70,6 @@ struct GLAExperiment {
 }
 
 /// Runs the experiment of `gla` as its sheet states it.
-public func reproduceGLA(progress: (String) -> Void) throws -> Reproduction { try GLAExperiment().run(progress: progress) }
+public func reproduceGLA(progress: (String) -> Void) throws -> Reproduction {
+  try onOneThread { try GLAExperiment().run(progress: progress) }
+}

@@ -158,4 +158,6 @@ final class LSTMClassifier: Module {
 }
 
 /// Runs the experiment of `s4` as its sheet states it.
-public func reproduceS4(progress: (String) -> Void) throws -> Reproduction { try S4Experiment().run(progress: progress) }
+public func reproduceS4(progress: (String) -> Void) throws -> Reproduction {
+  try onOneThread { try S4Experiment().run(progress: progress) }
+}
