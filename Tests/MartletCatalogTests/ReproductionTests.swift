@@ -125,4 +125,23 @@ import Testing
     #expect(!SPTExperiment.holds(scratch: 0.80, pretrained: 0.74))
     #expect(!SPTExperiment.holds(scratch: 0.74, pretrained: .nan))
   }
+
+  @Test func probedSelfPretrainingCountsHiddenPositionsOnly() throws {
+    let implementation = try Catalog.implementation("spt")
+    let configuration: JSONValue = ["width": 8, "heads": 2, "layers": 1]
+    let x = Tensor([0.5, -2, 3, 7] as [Float], [1, 4, 1])
+    let hidden = Tensor([1, 0, 1, 0] as [Float], [1, 4]).to(.bool)
+    var tensors = ["x": x, "hidden": hidden, "weight.head.weight": Tensor.zeros([1, 8]), "weight.head.bias": Tensor.zeros([1])]
+    let found = try implementation.probe(configuration: configuration, tensors: tensors)
+    // Everything is restored as 0: the loss is the mean of |0.5| and |3|, and both errors fall as the bias grows.
+    #expect(found["loss"]?.item() == 1.75)
+    #expect(found["grad.head.bias"]?.item() == -1)
+    let shapes = try implementation.parameterShapes(configuration: ["width": 8, "heads": 2, "layers": 1, "length": 4])
+    #expect(Set(found.keys) == Set(["loss"] + shapes.map { "grad." + $0.key }))
+    tensors["hidden"] = nil
+    #expect(throws: TensorError.self) { try implementation.probe(configuration: configuration, tensors: tensors) }
+    tensors["hidden"] = hidden
+    tensors["weight.heat.bias"] = Tensor.zeros([1])
+    #expect(throws: TensorError.self) { try implementation.probe(configuration: configuration, tensors: tensors) }
+  }
 }

@@ -45,8 +45,9 @@ struct CommandRun {
       process.arguments = arguments
       process.environment = ProcessInfo.processInfo.environment.merging(environment) { $1 }
       process.standardInput = FileHandle.nullDevice
-      process.standardOutput = try #require(FileHandle(forWritingAtPath: out))
-      process.standardError = try #require(FileHandle(forWritingAtPath: err))
+      let handles = try (FileHandle(forWritingTo: URL(fileURLWithPath: out)), FileHandle(forWritingTo: URL(fileURLWithPath: err)))
+      process.standardOutput = handles.0
+      process.standardError = handles.1
       try process.run()
       process.waitUntilExit()
       // Shells write a signal as 128 + its number.
