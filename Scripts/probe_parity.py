@@ -4,7 +4,9 @@
 
 The implementation is Tests/MartletCatalogTests/Fixtures/make_mixer_fixtures.py: plain PyTorch in float64, token by token.
 Prints max |a - b| / max |b| of the output, of the gradient of the input and of the worst parameter gradient, and ends with
-status 1 when one is above the tolerance. Needs torch and safetensors.
+status 1 when one is above the tolerance. Ten times the tolerance is allowed for the gradients of an S4 kernel's step and
+poles in float32, where two large parts of each Cauchy sum nearly cancel (as they do in PyTorch's complex64).
+Needs torch and safetensors.
 """
 
 import argparse
@@ -52,6 +54,9 @@ def error(found, expected, mask):
     return ((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
 
 
+CANCELLING = {"grad.kernel.log_dt", "grad.kernel.log_A_real", "grad.kernel.A_imag"}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--martlet", default=str(ROOT / "martlet"))
@@ -62,7 +67,7 @@ def main():
     parser.add_argument("--tolerance", type=float, default=1e-5)
     options = parser.parse_args()
     make = oracle().make
-    worst = 0.0
+    worst, failures = 0.0, []
     print(f"{'method':8} {'mode':10} {'y':>9} {'grad_x':>9} {'grad.*':>9}  configuration")
     for number, (id, configuration, lengths) in enumerate(cases(options.length)):
         if options.only not in (None, id):
@@ -90,12 +95,18 @@ def main():
             errors = {n: error(found[n], expected[n], tensors.get("mask") if n == "y" else None) for n in expected}
             parameters = max((e, n) for n, e in errors.items() if n.startswith("grad."))
             worst = max(worst, *errors.values())
+            for name, e in errors.items():
+                lenient = id == "s4" and mode != "recurrent" and options.dtype == "float32" and name in CANCELLING
+                if not e <= options.tolerance * (10 if lenient else 1):
+                    failures.append(f"{id}, {mode}: {name} is off by {e:.1e}")
             print(
                 f"{id:8} {mode:10} {errors['y']:9.1e} {errors['grad_x']:9.1e} {parameters[0]:9.1e}  "
                 f"{json.dumps(configuration)} (worst: {parameters[1]})"
             )
     print(f"worst {worst:.1e}, tolerance {options.tolerance:.0e}")
-    sys.exit(0 if worst <= options.tolerance else 1)
+    for failure in failures:
+        print(failure)
+    sys.exit(1 if failures else 0)
 
 
 if __name__ == "__main__":

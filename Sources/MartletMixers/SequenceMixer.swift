@@ -30,6 +30,9 @@ extension SequenceMixer {
 }
 
 /// A mixer that also runs token by token, in constant memory or, for caches, in memory that grows.
+///
+/// A state's tensors may be overwritten by the next step: an old value of the state is spent once it has been advanced. Steps are
+/// recorded for differentiation like other computations, so generate inside `withoutGradient`.
 public protocol RecurrentMixer: SequenceMixer {
   associatedtype State
   /// The state before the first token.
