@@ -2,9 +2,6 @@ import ArgumentParser
 import Foundation
 import MartletCatalog
 
-// The engine has a type of this name too (an operator's argument).
-typealias Argument = ArgumentParser.Argument
-
 /// How methods and their configurations are named on the command line.
 enum CatalogArguments {
   /// Every method's id.

@@ -71,7 +71,7 @@ private struct MethodDescription {
   init(_ entry: MethodEntry, _ configuration: JSONValue) throws {
     self.entry = entry
     implementation = entry.implementation
-    contract = ProbeContract(entry.kind)
+    contract = ProbeContract(entry)
     shapes =
       try implementation.map { implementation in
         try withTorchErrors { try implementation.parameterShapes(configuration: configuration) }

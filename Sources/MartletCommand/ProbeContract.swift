@@ -1,11 +1,20 @@
 import MartletCatalog
 
-/// The tensors that `probe` reads and writes for a kind of method, in words.
+/// The tensors that `probe` reads and writes, in words: those of the method's kind, or its own where the kind has no common ones.
 struct ProbeContract {
   let reads: String
   let writes: String
 
-  init(_ kind: MethodEntry.Kind) {
+  /// Of procedures, tasks and analyses, by id.
+  private static let own: [String: (reads: String, writes: String)] = [
+    "spt": (
+      "x [batch, length, channels]; hidden [batch, length] bool, true at the positions to restore; weight.<key> for each parameter given",
+      "loss, the mean absolute error over hidden positions; grad.<key>"
+    )
+  ]
+
+  init(_ entry: MethodEntry) {
+    let kind = entry.kind
     switch kind {
     case .mixer, .feedForward, .model:
       reads = """
@@ -24,8 +33,8 @@ struct ProbeContract {
       reads = "param; grads [steps, …]"
       writes = "params [steps, …], state_bytes"
     case .procedure, .task, .analysis:
-      reads = "depends on the method"
-      writes = "depends on the method"
+      reads = Self.own[entry.id]?.reads ?? "depends on the method"
+      writes = Self.own[entry.id]?.writes ?? "depends on the method"
     }
   }
 }

@@ -41,6 +41,18 @@ import Testing
     try CommandRun(["reproduce", planned]).expectRefusal(planned, "planned")
   }
 
+  @Test func anInterruptedReproductionStillPrintsJSON() throws {
+    let run = try CommandRun(
+      shell: """
+        "$MARTLET" reproduce gla s4 --json --threads 1 &
+        while kill -INT $! 2>/dev/null; do sleep 0.05; done
+        wait $!
+        """)
+    #expect(run.status == 130, "\(run.errors)")
+    #expect(try run.json == [])
+    #expect(run.errors.contains("[1/2] gla") && run.errors.contains("no verdict was reached"))
+  }
+
   @Test func aClosedStandardErrorIsNoCrash() throws {
     let run = try CommandRun(shell: #""$MARTLET" metods 2>&-"#)
     #expect(run.status == 2)
