@@ -29,7 +29,7 @@ demo: setup ## compare four sequence models on ListOps and on a text (under 10 m
 	@echo "The reports: $(OUT)/listops/report.html and $(OUT)/text/report.html"
 
 test: setup ## build and run all tests
-	swift build --build-tests --jobs $(JOBS)
+	swift build --product MartletPackageTests --jobs $(JOBS)
 	swift test --skip-build --disable-xctest
 
 bench: setup ## measure against PyTorch side by side, long sequences too; writes Benchmarks/RESULTS.md (Python with torch: MARTLET_PEER_PYTHON)
