@@ -24,7 +24,7 @@ demo: setup ## compare four sequence models on ListOps and on a text (under 10 m
 	  --seeds 1 --lengths 256,1k,4k --out $(OUT)/listops
 	@# The text: this repository's own Swift sources, one after another.
 	@find Sources -name '*.swift' | LC_ALL=C sort | xargs cat > $(OUT)/sources.txt
-	./martlet compare --task 'bytes:$(OUT)/sources.txt' --mixers softmax,linear,gla,s4 --pretrain causal --budget 25s --params 100k \
+	./martlet compare --task 'bytes:$(OUT)/sources.txt' --mixers softmax,linear,gla,s4 --budget 25s --params 100k \
 	  --seeds 1 --lengths 256,1k,4k --out $(OUT)/text
 	@echo "The reports: $(OUT)/listops/report.html and $(OUT)/text/report.html"
 

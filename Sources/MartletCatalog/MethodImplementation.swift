@@ -16,12 +16,17 @@ public protocol MethodImplementation: Sendable {
   /// Throws ``ConfigurationError``, or `TensorError` for tensors that are missing or have the wrong shape.
   func probe(configuration: JSONValue, tensors: [String: Tensor]) throws -> [String: Tensor]
 
+  /// Whether there is an experiment for `reproduce`; a method without one can still be probed.
+  var isReproducible: Bool { get }
+
   /// Runs the scaled-down experiment (about a minute on two cores) and judges the claim from its figures.
   /// `progress` receives one line of text at a time.
   func reproduce(progress: (String) -> Void) throws -> Reproduction
 }
 
 extension MethodImplementation {
+  public var isReproducible: Bool { true }
+
   /// The configuration with every default filled in; see `[ConfigurationKey].completed(_:)`.
   public func completed(_ configuration: JSONValue) throws -> JSONValue { try configurationKeys.completed(configuration) }
 }

@@ -106,7 +106,8 @@ private struct MethodDescription {
           ? "" : "\n  martlet probe \(entry.id) --config c.json --in in.safetensors --out out.safetensors"))
     blocks.append(
       Output.heading("Reproduce") + "\n"
-        + (implementation == nil ? "  planned: it can't be run yet" : "  martlet reproduce \(entry.id)"))
+        + (implementation.map { $0.isReproducible ? "  martlet reproduce \(entry.id)" : "  no experiment: the method serves as a baseline" }
+          ?? "  planned: it can't be run yet"))
     return blocks.joined(separator: "\n\n")
   }
 }

@@ -27,6 +27,8 @@ public struct MixerImplementation: MethodImplementation {
   public let source: String
   private let experiment: Experiment?
 
+  public var isReproducible: Bool { experiment != nil }
+
   public init(id: String, kind: MixerKind, source: String, experiment: Experiment? = nil) {
     self.id = id
     self.kind = kind

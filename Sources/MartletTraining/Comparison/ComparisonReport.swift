@@ -54,7 +54,7 @@ public enum ComparisonReport {
       <header>
       <p class="kicker">Martlet · fair comparison</p>
       <h1>\(subject(results).escaped) on \(results.task.escaped)</h1>
-      <p class="lead">\(results.taskSummary.escaped) \(count(results.mixers.count, "sequence mixer"))\(ways), \(count(seeds, "seed")): \(runs) on one machine.</p>
+      <p class="lead">\(results.taskSummary.escaped)\(results.taskSummary.hasSuffix(".") ? "" : ".") \(count(results.mixers.count, "sequence mixer"))\(ways), \(count(seeds, "seed")): \(runs) on one machine.</p>
       <ul class="fair">
       \(items.joined(separator: "\n"))
       </ul>
