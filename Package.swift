@@ -92,6 +92,7 @@ let package = Package(
     tests("MartletOptimizers", resources: [.copy("Fixtures")]),
     tests("MartletData"),
     tests("MartletTraining"),
+    tests("MartletInference"),
     tests("MartletCatalog", resources: [.copy("Fixtures")]),
     tests("MartletCommand", ["MartletCatalog"]),
   ],
