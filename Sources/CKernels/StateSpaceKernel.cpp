@@ -7,7 +7,9 @@
 // precision would have lost it all. Both gradients are the transposed product.
 //
 // S4 (2111.00396): r_j = sum_n v_n / (g_j - h_j p_n) + conj(v_n) / (g_j - h_j conj(p_n)), Cauchy sums over a set of poles
-// closed under conjugation; sixteen nodes are the lanes of a vector and the two reciprocals serve four numerators.
+// closed under conjugation; sixteen nodes (eight in double precision) are the lanes of a vector and the two reciprocals
+// serve four numerators. Double precision is for training: v and p are both multiples of the step size, and the two parts of
+// a sum's derivative by it nearly cancel, which costs single precision one to two of its digits.
 //
 // Limits met, one Zen 5 core (peak 235 GFLOP/s), 32 pairs a channel: the Vandermonde kernel 85 / 142 / 159 GFLOP/s at 4k /
 // 16k / 64k steps, its gradient 122 / 146 / 116 (making the powers is the rest); Cauchy sums 120 and their gradient 125
@@ -20,6 +22,7 @@
 
 #include <cmath>
 #include <complex>
+#include <type_traits>
 #include <vector>
 
 #include "Parallel.h"
@@ -30,14 +33,10 @@
 namespace martlet {
 namespace {
 
-constexpr int64_t lanes = 16;
-typedef float Lanes __attribute__((vector_size(64)));
-MARTLET_INLINE void load(Lanes& value, const float* from) { std::memcpy(&value, from, sizeof value); }
-MARTLET_INLINE void store(float* to, const Lanes& value) { std::memcpy(to, &value, sizeof value); }
-
-void checkComplex(const at::Tensor& tensor, const char* name) {
-  TORCH_CHECK(tensor.device().is_cpu() && tensor.scalar_type() == at::kComplexFloat, "martlet: ", name,
-              " must be a complex64 tensor on the CPU, got ", tensor.scalar_type(), " on ", tensor.device());
+void checkComplex(const at::Tensor& tensor, const char* name, at::ScalarType type = at::kComplexFloat) {
+  TORCH_CHECK(tensor.device().is_cpu() && tensor.scalar_type() == type, "martlet: ", name, " must be a ",
+              type == at::kComplexFloat ? "complex64" : "complex128", " tensor on the CPU, got ", tensor.scalar_type(), " on ",
+              tensor.device());
 }
 
 void checkFirstDerivative(const char* name) {
@@ -45,8 +44,9 @@ void checkFirstDerivative(const char* name) {
               " has no second derivative; use the reference form where create_graph is needed");
 }
 
-std::complex<float>* complexData(const at::Tensor& tensor) {
-  return reinterpret_cast<std::complex<float>*>(tensor.data_ptr<c10::complex<float>>());
+template <typename Real = float>
+std::complex<Real>* complexData(const at::Tensor& tensor) {
+  return reinterpret_cast<std::complex<Real>*>(tensor.data_ptr<c10::complex<Real>>());
 }
 
 // MARK: Powers of the transitions
@@ -107,12 +107,14 @@ MARTLET_VECTOR static void momentRow(float* __restrict row, const double* __rest
   }
 }
 
+constexpr int64_t smallPowers = 16;
+
 /// out[b] = base^b for b in 0..<length (a multiple of 16), real and imaginary parts: sixteen powers times base^16's.
 MARTLET_VECTOR static void powerRow(float* __restrict outRe, float* __restrict outIm, double baseRe, double baseIm, int64_t length) {
   MARTLET_FAST_SUMS
-  double smallRe[lanes], smallIm[lanes];
+  double smallRe[smallPowers], smallIm[smallPowers];
   double r = 1, i = 0;
-  for (int64_t k = 0; k < lanes; ++k) {
+  for (int64_t k = 0; k < smallPowers; ++k) {
     smallRe[k] = r;
     smallIm[k] = i;
     const double next = r * baseRe - i * baseIm;
@@ -121,9 +123,9 @@ MARTLET_VECTOR static void powerRow(float* __restrict outRe, float* __restrict o
   }
   const double strideRe = r, strideIm = i;
   double re = 1, im = 0;
-  for (int64_t b = 0; b < length; b += lanes) {
+  for (int64_t b = 0; b < length; b += smallPowers) {
     MARTLET_SIMD
-    for (int64_t k = 0; k < lanes; ++k) {
+    for (int64_t k = 0; k < smallPowers; ++k) {
       outRe[b + k] = narrowed(re * smallRe[k] - im * smallIm[k]);
       outIm[b + k] = narrowed(re * smallIm[k] + im * smallRe[k]);
     }
@@ -294,13 +296,41 @@ std::tuple<at::Tensor, at::Tensor> vandermondeBackward(const at::Tensor& gradien
 // MARK: Cauchy sums
 
 constexpr int64_t numeratorGroup = 4;   // numerators that share the reciprocals
-constexpr int64_t nodeTile = 1024;      // nodes whose parts and gradients stay in the first-level cache
-constexpr int64_t poleFloats = 2 + 2 * numeratorGroup;  // of a pole: re, im, then re, im of its four numerators
+constexpr int64_t poleParts = 2 + 2 * numeratorGroup;  // of a pole: re, im, then re, im of its four numerators
+
+/// A vector of 64 bytes.
+template <typename Real>
+struct Row;
+template <>
+struct Row<float> {
+  typedef float Lanes __attribute__((vector_size(64)));
+};
+template <>
+struct Row<double> {
+  typedef double Lanes __attribute__((vector_size(64)));
+};
+template <typename Real>
+constexpr int64_t lanes = 64 / sizeof(Real);
+/// Nodes whose parts and gradients stay in the first-level cache.
+template <typename Real>
+constexpr int64_t nodeTile = 4096 / sizeof(Real);
+template <typename Real>
+constexpr at::ScalarType realType = std::is_same_v<Real, double> ? at::kDouble : at::kFloat;
+
+template <typename Lanes, typename Real>
+MARTLET_INLINE void load(Lanes& value, const Real* from) {
+  std::memcpy(&value, from, sizeof value);
+}
+template <typename Lanes, typename Real>
+MARTLET_INLINE void store(Real* to, const Lanes& value) {
+  std::memcpy(to, &value, sizeof value);
+}
 
 /// 1 / (g - h p) and 1 / (g - h conj p). The large terms are taken from each other first, by a multiply-add whose product
 /// is exact: near a resonance the difference is then right to its last bits. (Asked for by name, since a product used
 /// twice would be rounded for sharing; processors without the instruction compute it slowly.)
-MARTLET_INLINE void reciprocals(const Lanes& gRe, const Lanes& gIm, const Lanes& hRe, const Lanes& hIm, float pRe, float pIm,
+template <typename Real, typename Lanes>
+MARTLET_INLINE void reciprocals(const Lanes& gRe, const Lanes& gIm, const Lanes& hRe, const Lanes& hIm, Real pRe, Real pIm,
                                 Lanes& aRe, Lanes& aIm, Lanes& bRe, Lanes& bIm) {
 #pragma clang fp contract(fast)
   const Lanes zero = {}, rotation = zero + pIm, damping = zero - pRe;
@@ -308,19 +338,20 @@ MARTLET_INLINE void reciprocals(const Lanes& gRe, const Lanes& gIm, const Lanes&
   const Lanes uIm = __builtin_elementwise_fma(hIm, damping, __builtin_elementwise_fma(-hRe, rotation, gIm));
   const Lanes wRe = __builtin_elementwise_fma(hRe, damping, __builtin_elementwise_fma(-hIm, rotation, gRe));
   const Lanes wIm = __builtin_elementwise_fma(hIm, damping, __builtin_elementwise_fma(hRe, rotation, gIm));
-  const Lanes u = 1.0f / (uRe * uRe + uIm * uIm), w = 1.0f / (wRe * wRe + wIm * wIm);
+  const Lanes u = Real(1) / (uRe * uRe + uIm * uIm), w = Real(1) / (wRe * wRe + wIm * wIm);
   aRe = uRe * u;
   aIm = -uIm * u;
   bRe = wRe * w;
   bIm = -wIm * w;
 }
 
-/// nodes: [4][pitch] g and h, real and imaginary; poles: [count][poleFloats]; sums: [4][2][pitch] over the poles.
+/// nodes: [4][pitch] g and h, real and imaginary; poles: [count][poleParts]; sums: [4][2][pitch] over the poles.
 /// v A + conj(v) B = Re v (A + B) + Im v i (A - B).
-MARTLET_VECTOR static void cauchyTile(const float* nodes, int64_t pitch, int64_t length, const float* poles, int64_t count,
-                                      float* sums) {
+template <typename Real>
+MARTLET_INLINE void cauchySums(const Real* nodes, int64_t pitch, int64_t length, const Real* poles, int64_t count, Real* sums) {
 #pragma clang fp contract(fast)
-  for (int64_t j = 0; j < length; j += lanes) {
+  typedef typename Row<Real>::Lanes Lanes;
+  for (int64_t j = 0; j < length; j += lanes<Real>) {
     Lanes gRe, gIm, hRe, hIm;
     load(gRe, nodes + j);
     load(gIm, nodes + pitch + j);
@@ -328,7 +359,7 @@ MARTLET_VECTOR static void cauchyTile(const float* nodes, int64_t pitch, int64_t
     load(hIm, nodes + 3 * pitch + j);
     Lanes re[numeratorGroup] = {}, im[numeratorGroup] = {};
     for (int64_t n = 0; n < count; ++n) {
-      const float* pole = poles + n * poleFloats;
+      const Real* pole = poles + n * poleParts;
       Lanes aRe, aIm, bRe, bIm;
       reciprocals(gRe, gIm, hRe, hIm, pole[0], pole[1], aRe, aIm, bRe, bIm);
       const Lanes sumRe = aRe + bRe, sumIm = aIm + bIm, oddRe = bIm - aIm, oddIm = aRe - bRe;
@@ -348,15 +379,17 @@ MARTLET_VECTOR static void cauchyTile(const float* nodes, int64_t pitch, int64_t
   }
 }
 
-/// slopes: [count][poleFloats], the gradients of `poles` in its layout, are added to. gradient: [4][2][pitch].
+/// slopes: [count][poleParts], the gradients of `poles` in its layout, are added to. gradient: [4][2][pitch].
 ///   dv = sum_j G conj(A) + conj(G) B,    dp = sum_j conj(h A^2) sum_m G conj(v) + h B^2 sum_m conj(G v).
-MARTLET_VECTOR static void cauchyGradientTile(const float* nodes, int64_t pitch, int64_t length, const float* poles, int64_t count,
-                                              const float* gradient, double* slopes) {
+template <typename Real>
+MARTLET_INLINE void cauchyGradients(const Real* nodes, int64_t pitch, int64_t length, const Real* poles, int64_t count,
+                                       const Real* gradient, double* slopes) {
 #pragma clang fp contract(fast)
+  typedef typename Row<Real>::Lanes Lanes;
   for (int64_t n = 0; n < count; ++n) {
-    const float* pole = poles + n * poleFloats;
-    Lanes sums[poleFloats] = {};
-    for (int64_t j = 0; j < length; j += lanes) {
+    const Real* pole = poles + n * poleParts;
+    Lanes sums[poleParts] = {};
+    for (int64_t j = 0; j < length; j += lanes<Real>) {
       Lanes gRe, gIm, hRe, hIm, aRe, aIm, bRe, bIm;
       load(gRe, nodes + j);
       load(gIm, nodes + pitch + j);
@@ -381,28 +414,47 @@ MARTLET_VECTOR static void cauchyGradientTile(const float* nodes, int64_t pitch,
       }
       const Lanes leftRe = xa + yb, leftIm = ya - xb, rightRe = xa - yb, rightIm = -ya - xb;
       // h A^2 and h B^2
-      const Lanes a2Re = aRe * aRe - aIm * aIm, a2Im = 2.0f * aRe * aIm, b2Re = bRe * bRe - bIm * bIm, b2Im = 2.0f * bRe * bIm;
+      const Lanes a2Re = aRe * aRe - aIm * aIm, a2Im = Real(2) * aRe * aIm, b2Re = bRe * bRe - bIm * bIm, b2Im = Real(2) * bRe * bIm;
       const Lanes haRe = hRe * a2Re - hIm * a2Im, haIm = hRe * a2Im + hIm * a2Re;
       const Lanes hbRe = hRe * b2Re - hIm * b2Im, hbIm = hRe * b2Im + hIm * b2Re;
       sums[0] += haRe * leftRe + haIm * leftIm + hbRe * rightRe - hbIm * rightIm;
       sums[1] += haRe * leftIm - haIm * leftRe + hbRe * rightIm + hbIm * rightRe;
     }
 #pragma clang loop unroll(full)
-    for (int i = 0; i < poleFloats; ++i) {
+    for (int i = 0; i < poleParts; ++i) {
       double total = 0;
-      for (int lane = 0; lane < lanes; ++lane) total += static_cast<double>(sums[i][lane]);
-      slopes[n * poleFloats + i] += total;
+      for (int lane = 0; lane < lanes<Real>; ++lane) total += static_cast<double>(sums[i][lane]);
+      slopes[n * poleParts + i] += total;
     }
   }
+}
+
+// Templates can't be cloned for processors, so that each precision has its own clones of the two.
+MARTLET_VECTOR static void cauchyTile(const float* nodes, int64_t pitch, int64_t length, const float* poles, int64_t count,
+                                      float* sums) {
+  cauchySums(nodes, pitch, length, poles, count, sums);
+}
+MARTLET_VECTOR static void cauchyTile(const double* nodes, int64_t pitch, int64_t length, const double* poles, int64_t count,
+                                      double* sums) {
+  cauchySums(nodes, pitch, length, poles, count, sums);
+}
+MARTLET_VECTOR static void cauchyGradientTile(const float* nodes, int64_t pitch, int64_t length, const float* poles,
+                                              int64_t count, const float* gradient, double* slopes) {
+  cauchyGradients(nodes, pitch, length, poles, count, gradient, slopes);
+}
+MARTLET_VECTOR static void cauchyGradientTile(const double* nodes, int64_t pitch, int64_t length, const double* poles,
+                                              int64_t count, const double* gradient, double* slopes) {
+  cauchyGradients(nodes, pitch, length, poles, count, gradient, slopes);
 }
 
 struct CauchyShape {
   int64_t numerators, channels, states, nodes;
   CauchyShape(const at::Tensor& v, const at::Tensor& poles, const at::Tensor& g, const at::Tensor& h) {
-    checkComplex(v, "numerators");
-    checkComplex(poles, "poles");
-    checkComplex(g, "nodes_g");
-    checkComplex(h, "nodes_h");
+    const auto type = v.scalar_type() == at::kComplexDouble ? at::kComplexDouble : at::kComplexFloat;
+    checkComplex(v, "numerators", type);
+    checkComplex(poles, "poles (of the numerators' type)", type);
+    checkComplex(g, "nodes_g (of the numerators' type)", type);
+    checkComplex(h, "nodes_h (of the numerators' type)", type);
     TORCH_CHECK(poles.dim() == 2, "martlet::cauchy_kernel: poles must be [channels, states], got ", poles.sizes());
     TORCH_CHECK(v.dim() == 3 && v.size(1) == poles.size(0) && v.size(2) == poles.size(1),
                 "martlet::cauchy_kernel: numerators must be [count, ", poles.size(0), ", ", poles.size(1), "], got ", v.sizes());
@@ -417,130 +469,148 @@ struct CauchyShape {
 };
 
 /// [tiles][4][nodeTile]: real and imaginary parts of g and h; beyond the last node g = 1, h = 0, which harms nothing.
+template <typename Real>
 at::Tensor splitNodes(const at::Tensor& g, const at::Tensor& h) {
-  const int64_t count = g.size(0), tiles = (count + nodeTile - 1) / nodeTile;
-  at::Tensor split = at::zeros({tiles, 4, nodeTile}, at::kFloat);
+  const int64_t count = g.size(0), tiles = (count + nodeTile<Real> - 1) / nodeTile<Real>;
+  at::Tensor split = at::zeros({tiles, 4, nodeTile<Real>}, realType<Real>);
   const at::Tensor from[2] = {g.contiguous(), h.contiguous()};
-  float* out = split.data_ptr<float>();
-  for (int64_t j = 0; j < tiles * nodeTile; ++j) {
-    float* column = out + j / nodeTile * 4 * nodeTile + j % nodeTile;
+  Real* out = split.data_ptr<Real>();
+  for (int64_t j = 0; j < tiles * nodeTile<Real>; ++j) {
+    Real* column = out + j / nodeTile<Real> * 4 * nodeTile<Real> + j % nodeTile<Real>;
     for (int64_t part = 0; part < 2; ++part) {
-      const std::complex<float> value = j < count ? complexData(from[part])[j] : std::complex<float>(part == 0 ? 1.0f : 0.0f);
-      column[2 * part * nodeTile] = value.real();
-      column[(2 * part + 1) * nodeTile] = value.imag();
+      const std::complex<Real> value = j < count ? complexData<Real>(from[part])[j] : std::complex<Real>(part == 0 ? 1 : 0);
+      column[2 * part * nodeTile<Real>] = value.real();
+      column[(2 * part + 1) * nodeTile<Real>] = value.imag();
     }
   }
   return split;
 }
 
 /// The poles of one channel with the numerators of one group, zero for those that are missing.
-void packPoles(const CauchyShape& shape, const std::complex<float>* v, const std::complex<float>* poles, int64_t channel,
-               int64_t group, float* packed) {
+template <typename Real>
+void packPoles(const CauchyShape& shape, const std::complex<Real>* v, const std::complex<Real>* poles, int64_t channel,
+               int64_t group, Real* packed) {
   for (int64_t n = 0; n < shape.states; ++n) {
-    float* out = packed + n * poleFloats;
+    Real* out = packed + n * poleParts;
     out[0] = poles[channel * shape.states + n].real();
     out[1] = poles[channel * shape.states + n].imag();
     for (int64_t i = 0; i < numeratorGroup; ++i) {
       const int64_t m = group * numeratorGroup + i;
-      const std::complex<float> value = m < shape.numerators ? v[(m * shape.channels + channel) * shape.states + n] : 0.0f;
+      const std::complex<Real> value = m < shape.numerators ? v[(m * shape.channels + channel) * shape.states + n] : Real(0);
       out[2 + 2 * i] = value.real();
       out[3 + 2 * i] = value.imag();
     }
   }
 }
 
-MARTLET_VECTOR static void interleave(const float* __restrict re, const float* __restrict im, float* __restrict out, int64_t count) {
-  MARTLET_SIMD
+template <typename Real>
+void interleave(const Real* __restrict re, const Real* __restrict im, Real* __restrict out, int64_t count) {
   for (int64_t j = 0; j < count; ++j) {
     out[2 * j] = re[j];
     out[2 * j + 1] = im[j];
   }
 }
 
-MARTLET_VECTOR static void separate(const float* __restrict from, float* __restrict re, float* __restrict im, int64_t count) {
-  MARTLET_SIMD
+template <typename Real>
+void separate(const Real* __restrict from, Real* __restrict re, Real* __restrict im, int64_t count) {
   for (int64_t j = 0; j < count; ++j) {
     re[j] = from[2 * j];
     im[j] = from[2 * j + 1];
   }
 }
 
-at::Tensor cauchy(const at::Tensor& numerators, const at::Tensor& poles, const at::Tensor& nodesG, const at::Tensor& nodesH) {
-  const CauchyShape shape(numerators, poles, nodesG, nodesH);
+template <typename Real>
+at::Tensor cauchyOf(const CauchyShape& shape, const at::Tensor& numerators, const at::Tensor& poles, const at::Tensor& nodesG,
+                    const at::Tensor& nodesH) {
   at::Tensor out = at::empty({shape.numerators, shape.channels, shape.nodes}, numerators.options());
   if (out.numel() == 0) return out;
-  const at::Tensor v = numerators.contiguous(), p = poles.contiguous(), split = splitNodes(nodesG, nodesH);
-  const int64_t poleSize = (shape.states * poleFloats + 15) / 16 * 16;
+  const at::Tensor v = numerators.contiguous(), p = poles.contiguous(), split = splitNodes<Real>(nodesG, nodesH);
+  const int64_t poleSize = (shape.states * poleParts + 15) / 16 * 16;
   const int64_t tasks = shape.channels * shape.groups();
   const at::Tensor scratch =
-      at::empty({std::min(workerCount(), tasks), poleSize + 2 * numeratorGroup * nodeTile}, split.options());
+      at::empty({std::min(workerCount(), tasks), poleSize + 2 * numeratorGroup * nodeTile<Real>}, split.options());
   parallelTasks(tasks, [&](int64_t task, int64_t worker) {
     const int64_t channel = task / shape.groups(), group = task % shape.groups();
-    float* packed = scratch.data_ptr<float>() + worker * scratch.size(1);
-    float* sums = packed + poleSize;
-    packPoles(shape, complexData(v), complexData(p), channel, group, packed);
-    for (int64_t begin = 0; begin < shape.nodes; begin += nodeTile) {
-      const int64_t count = std::min(nodeTile, shape.nodes - begin);
-      cauchyTile(split.data_ptr<float>() + begin * 4, nodeTile, count, packed, shape.states, sums);
+    Real* packed = scratch.data_ptr<Real>() + worker * scratch.size(1);
+    Real* sums = packed + poleSize;
+    packPoles(shape, complexData<Real>(v), complexData<Real>(p), channel, group, packed);
+    for (int64_t begin = 0; begin < shape.nodes; begin += nodeTile<Real>) {
+      const int64_t count = std::min(nodeTile<Real>, shape.nodes - begin);
+      cauchyTile(split.data_ptr<Real>() + begin * 4, nodeTile<Real>, count, packed, shape.states, sums);
       for (int64_t i = 0; i < std::min(numeratorGroup, shape.numerators - group * numeratorGroup); ++i) {
         const int64_t m = group * numeratorGroup + i;
-        interleave(sums + 2 * i * nodeTile, sums + (2 * i + 1) * nodeTile,
-                   reinterpret_cast<float*>(complexData(out) + (m * shape.channels + channel) * shape.nodes + begin), count);
+        interleave(sums + 2 * i * nodeTile<Real>, sums + (2 * i + 1) * nodeTile<Real>,
+                   reinterpret_cast<Real*>(complexData<Real>(out) + (m * shape.channels + channel) * shape.nodes + begin), count);
       }
     }
   });
   return out;
 }
 
-std::tuple<at::Tensor, at::Tensor> cauchyBackward(const at::Tensor& gradient, const at::Tensor& numerators, const at::Tensor& poles,
-                                                  const at::Tensor& nodesG, const at::Tensor& nodesH) {
-  const CauchyShape shape(numerators, poles, nodesG, nodesH);
-  checkComplex(gradient, "gradient");
-  TORCH_CHECK(gradient.sizes() == at::IntArrayRef({shape.numerators, shape.channels, shape.nodes}),
-              "martlet::cauchy_kernel_backward: gradient must be [", shape.numerators, ", ", shape.channels, ", ", shape.nodes,
-              "], got ", gradient.sizes());
+template <typename Real>
+std::tuple<at::Tensor, at::Tensor> cauchyBackwardOf(const CauchyShape& shape, const at::Tensor& gradient,
+                                                    const at::Tensor& numerators, const at::Tensor& poles,
+                                                    const at::Tensor& nodesG, const at::Tensor& nodesH) {
   at::Tensor numeratorGradient = at::zeros(numerators.sizes(), numerators.options());
   at::Tensor poleGradient = at::zeros(poles.sizes(), poles.options());
   if (numeratorGradient.numel() == 0 || shape.nodes == 0) return {numeratorGradient, poleGradient};
   const at::Tensor v = numerators.contiguous(), p = poles.contiguous(), g = gradient.contiguous();
-  const at::Tensor split = splitNodes(nodesG, nodesH);
-  const int64_t poleSize = (shape.states * poleFloats + 15) / 16 * 16;
+  const at::Tensor split = splitNodes<Real>(nodesG, nodesH);
+  const int64_t poleSize = (shape.states * poleParts + 15) / 16 * 16;
   const at::Tensor scratch =
-      at::empty({std::min(workerCount(), shape.channels), poleSize + 2 * numeratorGroup * nodeTile}, split.options());
+      at::empty({std::min(workerCount(), shape.channels), poleSize + 2 * numeratorGroup * nodeTile<Real>}, split.options());
   parallelTasks(shape.channels, [&](int64_t channel, int64_t worker) {
-    float* packed = scratch.data_ptr<float>() + worker * scratch.size(1);
-    float* upstream = packed + poleSize;
-    std::vector<double> slopes(static_cast<size_t>(shape.states * poleFloats));
+    Real* packed = scratch.data_ptr<Real>() + worker * scratch.size(1);
+    Real* upstream = packed + poleSize;
+    std::vector<double> slopes(static_cast<size_t>(shape.states * poleParts));
     std::vector<std::complex<double>> poleSlopes(static_cast<size_t>(shape.states));
     for (int64_t group = 0; group < shape.groups(); ++group) {
-      packPoles(shape, complexData(v), complexData(p), channel, group, packed);
+      packPoles(shape, complexData<Real>(v), complexData<Real>(p), channel, group, packed);
       std::fill(slopes.begin(), slopes.end(), 0.0);
       const int64_t present = std::min(numeratorGroup, shape.numerators - group * numeratorGroup);
-      for (int64_t begin = 0; begin < shape.nodes; begin += nodeTile) {
-        const int64_t count = std::min(nodeTile, shape.nodes - begin);
+      for (int64_t begin = 0; begin < shape.nodes; begin += nodeTile<Real>) {
+        const int64_t count = std::min(nodeTile<Real>, shape.nodes - begin);
         // Zero where nodes or numerators are missing: they must add nothing.
-        std::fill_n(upstream, 2 * numeratorGroup * nodeTile, 0.0f);
+        std::fill_n(upstream, 2 * numeratorGroup * nodeTile<Real>, Real(0));
         for (int64_t i = 0; i < present; ++i) {
           const int64_t m = group * numeratorGroup + i;
-          separate(reinterpret_cast<const float*>(complexData(g) + (m * shape.channels + channel) * shape.nodes + begin),
-                   upstream + 2 * i * nodeTile, upstream + (2 * i + 1) * nodeTile, count);
+          separate(reinterpret_cast<const Real*>(complexData<Real>(g) + (m * shape.channels + channel) * shape.nodes + begin),
+                   upstream + 2 * i * nodeTile<Real>, upstream + (2 * i + 1) * nodeTile<Real>, count);
         }
-        cauchyGradientTile(split.data_ptr<float>() + begin * 4, nodeTile, count, packed, shape.states, upstream, slopes.data());
+        cauchyGradientTile(split.data_ptr<Real>() + begin * 4, nodeTile<Real>, count, packed, shape.states, upstream, slopes.data());
       }
       for (int64_t n = 0; n < shape.states; ++n) {
-        const double* from = slopes.data() + n * poleFloats;
+        const double* from = slopes.data() + n * poleParts;
         poleSlopes[static_cast<size_t>(n)] += std::complex<double>(from[0], from[1]);
         for (int64_t i = 0; i < present; ++i) {
           const int64_t m = group * numeratorGroup + i;
-          complexData(numeratorGradient)[(m * shape.channels + channel) * shape.states + n] =
-              std::complex<float>(static_cast<float>(from[2 + 2 * i]), static_cast<float>(from[3 + 2 * i]));
+          complexData<Real>(numeratorGradient)[(m * shape.channels + channel) * shape.states + n] =
+              std::complex<Real>(static_cast<Real>(from[2 + 2 * i]), static_cast<Real>(from[3 + 2 * i]));
         }
       }
     }
     for (int64_t n = 0; n < shape.states; ++n)
-      complexData(poleGradient)[channel * shape.states + n] = std::complex<float>(poleSlopes[static_cast<size_t>(n)]);
+      complexData<Real>(poleGradient)[channel * shape.states + n] = std::complex<Real>(poleSlopes[static_cast<size_t>(n)]);
   });
   return {numeratorGradient, poleGradient};
+}
+
+at::Tensor cauchy(const at::Tensor& numerators, const at::Tensor& poles, const at::Tensor& nodesG, const at::Tensor& nodesH) {
+  const CauchyShape shape(numerators, poles, nodesG, nodesH);
+  return numerators.scalar_type() == at::kComplexDouble ? cauchyOf<double>(shape, numerators, poles, nodesG, nodesH)
+                                                        : cauchyOf<float>(shape, numerators, poles, nodesG, nodesH);
+}
+
+std::tuple<at::Tensor, at::Tensor> cauchyBackward(const at::Tensor& gradient, const at::Tensor& numerators, const at::Tensor& poles,
+                                                  const at::Tensor& nodesG, const at::Tensor& nodesH) {
+  const CauchyShape shape(numerators, poles, nodesG, nodesH);
+  checkComplex(gradient, "gradient", numerators.scalar_type());
+  TORCH_CHECK(gradient.sizes() == at::IntArrayRef({shape.numerators, shape.channels, shape.nodes}),
+              "martlet::cauchy_kernel_backward: gradient must be [", shape.numerators, ", ", shape.channels, ", ", shape.nodes,
+              "], got ", gradient.sizes());
+  return numerators.scalar_type() == at::kComplexDouble
+             ? cauchyBackwardOf<double>(shape, gradient, numerators, poles, nodesG, nodesH)
+             : cauchyBackwardOf<float>(shape, gradient, numerators, poles, nodesG, nodesH);
 }
 
 // MARK: One step

@@ -13,7 +13,7 @@ worst = {}
 failures = []
 
 
-def compare(case, name, ours, reference):
+def compare(case, name, ours, reference, tolerance=TOLERANCE):
     if ours.shape != reference.shape:
         failures.append(f"{case} {name}: shape {tuple(ours.shape)}, expected {tuple(reference.shape)}")
         return
@@ -22,7 +22,7 @@ def compare(case, name, ours, reference):
         return
     error = (ours.detach().to(wide) - reference.detach().to(wide)).abs().max().item()
     error /= max(reference.abs().max().item(), 1e-300)
-    if not error <= TOLERANCE:
+    if not error <= tolerance:
         failures.append(f"{case} {name}: {error:.2e}")
     family = case.split()[0]
     if not error <= worst.get((family, name), (-1.0, ""))[0]:
@@ -41,15 +41,15 @@ def widened(tensor):
     return tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64).requires_grad_()
 
 
-def check(case, ours, reference, names, arguments, upstream):
+def check(case, ours, reference, names, arguments, upstream, tolerance=TOLERANCE):
     mine = [a if a is None else a.detach().requires_grad_() for a in arguments]
     result, grads = gradients(ours, mine, upstream)
     wide = [widened(a) for a in arguments]
     expected, expected_grads = gradients(reference, wide, widened(upstream).detach())
-    compare(case, "forward", result, expected)
+    compare(case, "forward", result, expected, tolerance)
     present = [n for n, a in zip(names, arguments) if a is not None]
     for name, grad, other in zip(present, grads, expected_grads):
-        compare(case, f"d {name}", grad, other)
+        compare(case, f"d {name}", grad, other, tolerance)
     return result
 
 
@@ -78,15 +78,15 @@ def cauchy(numerators, poles, g, h):
     return out
 
 
-def dplr_nodes(length, count):
+def dplr_nodes(length, count, dtype=torch.complex64):
     omega = torch.exp(-2j * torch.pi * torch.arange(count, dtype=torch.float64) / length)
-    return (1 - omega).to(torch.complex64), ((1 + omega) / 2).to(torch.complex64)
+    return (1 - omega).to(dtype), ((1 + omega) / 2).to(dtype)
 
 
-def transitions(channels, states):
+def transitions(channels, states, dtype=torch.complex64):
     """Delta Lambda of S4D-Lin with the usual range of step sizes."""
     delta = torch.exp(torch.rand(channels, 1) * 4.6 - 6.9)
-    return delta * torch.complex(torch.full((states,), -0.5), torch.pi * torch.arange(states)).to(torch.complex64)
+    return delta * torch.complex(torch.full((states,), -0.5), torch.pi * torch.arange(states)).to(dtype)
 
 
 def sequence(batch, channels, length, layout):
@@ -174,12 +174,46 @@ def check_vandermonde():
 def check_cauchy():
     ours = torch.ops.martlet.cauchy_kernel
     for count, channels, states, length in [(4, 3, 32, 1024), (4, 2, 5, 33), (1, 2, 3, 1), (6, 2, 32, 5000), (4, 2, 32, 16384), (3, 1, 8, 2048)]:
-        g, h = dplr_nodes(length, length // 2 + 1)
-        v, p = torch.randn(count, channels, states, dtype=torch.complex64), transitions(channels, states)
-        wide_g, wide_h = g.to(torch.complex128), h.to(torch.complex128)
-        upstream = torch.randn(count, channels, len(g), dtype=torch.complex64)
-        check(f"cauchy M={count} D={channels} N={states} L={length}", lambda v, p: ours(v, p, g, h),
-              lambda v, p: cauchy(v, p, wide_g, wide_h), ["numerators", "poles"], [v, p], upstream)
+        for family, dtype, tolerance in (("cauchy", torch.complex64, TOLERANCE), ("cauchy128", torch.complex128, 1e-12)):
+            g, h = dplr_nodes(length, length // 2 + 1, dtype)
+            v, p = torch.randn(count, channels, states, dtype=dtype), transitions(channels, states, dtype)
+            wide_g, wide_h = g.to(torch.complex128), h.to(torch.complex128)
+            upstream = torch.randn(count, channels, len(g), dtype=dtype)
+            result = check(f"{family} M={count} D={channels} N={states} L={length}", lambda v, p: ours(v, p, g, h),
+                           lambda v, p: cauchy(v, p, wide_g, wide_h), ["numerators", "poles"], [v, p], upstream, tolerance)
+            if result.dtype != dtype:
+                failures.append(f"{family}: result is {result.dtype}")
+    # Lazily conjugated and transposed arguments, an expanded gradient, nothing to sum.
+    g, h = dplr_nodes(100, 51, torch.complex128)
+    v, p = torch.randn(4, 3, 2, dtype=torch.complex128), transitions(3, 4, torch.complex128)
+    check("cauchy128 views", lambda v, p: ours(v.transpose(0, 2).conj(), p, g, h), lambda v, p: cauchy(v.transpose(0, 2).conj(), p, g, h),
+          ["numerators", "poles"], [v, p], torch.ones(1, 1, 1, dtype=torch.complex128).expand(2, 3, 51), 1e-12)
+    for shape in ((0, 3, 4), (2, 0, 4), (2, 3, 0)):
+        empty = torch.zeros(shape, dtype=torch.complex128)
+        compare("cauchy128 empty", "forward", ours(empty, torch.zeros(shape[1:], dtype=torch.complex128), g, h),
+                torch.zeros(shape[0], shape[1], 51, dtype=torch.complex128))
+
+
+def check_dplr_step_gradient():
+    """The gradient of the step size through v = delta c b, p = delta lambda, whose two parts nearly cancel: in complex128
+    the float32 parameter's gradient is right to its last bits."""
+    ours = torch.ops.martlet.cauchy_kernel
+    for channels, states, length in [(3, 32, 4096), (2, 8, 101)]:
+        g, h = dplr_nodes(length, length // 2 + 1, torch.complex128)
+        rows = torch.randn(4, channels, states, dtype=torch.complex64)
+        poles = torch.complex(torch.full((states,), -0.5), torch.pi * torch.arange(states)).expand(channels, states).contiguous()
+        log_step = torch.rand(channels, 1) * 4.6 - 6.9
+        upstream = torch.randn(4, channels, length)
+
+        def kernel(function):
+            def of(log_step, rows, poles):
+                step = log_step.double().exp()
+                r = function(rows.to(torch.complex128) * step, poles.to(torch.complex128) * step, g, h)
+                return torch.fft.irfft(r, length).to(log_step.dtype)
+            return of
+
+        check(f"dplr128 D={channels} N={states} L={length}", kernel(ours), kernel(cauchy), ["log_step", "rows", "poles"],
+              [log_step, rows, poles], upstream, 1e-6)
 
 
 def check_step():
@@ -218,6 +252,10 @@ def check_refusals():
         "negative length": lambda: ops.vandermonde_kernel(c, a, -1),
         "numerators of two dimensions": lambda: ops.cauchy_kernel(c, a, g, h),
         "nodes of two lengths": lambda: ops.cauchy_kernel(c[None], a, g, h[:2]),
+        "poles of another precision": lambda: ops.cauchy_kernel(c[None], a.to(torch.complex128), g, h),
+        "nodes of another precision": lambda: ops.cauchy_kernel(c[None].to(torch.complex128), a.to(torch.complex128), g, h),
+        "gradient of another precision": lambda: ops.cauchy_kernel_backward(
+            torch.zeros(1, 3, 5, dtype=torch.complex128), c[None], a, g, h),
         "gradient for nodes": lambda: ops.cauchy_kernel(c[None], a, g.clone().requires_grad_(), h),
         "state of other batch": lambda: ops.diagonal_ssm_step(u[:, :, 0], c, c, a, None, state[:1]),
         "state with strides": lambda: ops.diagonal_ssm_step(u[:, :, 0], c, c, a, None, torch.zeros(2, 3, 8, dtype=c.dtype)[..., ::2]),

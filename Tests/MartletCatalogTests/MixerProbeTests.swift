@@ -60,19 +60,11 @@ import Testing
     }
   }
 
-  /// 1e-5 of the largest value. Only a DPLR kernel's gradients of Δ and Λ are less accurate in the parallel forms: there two large
-  /// parts of each Cauchy sum nearly cancel. (Measured: 2.4e-5 at worst, as in PyTorch's complex64; step by step 1.5e-6.)
-  private func tolerance(_ fixture: Fixture, mode: String, _ tensor: String) -> Double {
-    let isCancelling = ["grad.kernel.log_dt", "grad.kernel.log_A_real", "grad.kernel.A_imag"].contains(tensor)
-    return fixture.id == "s4" && mode != "recurrent" && isCancelling ? 5e-5 : 1e-5
-  }
-
   @Test(arguments: cases) func agreesWithTheEquationsInFloat32(name: String) throws {
     let fixture = try Fixture(name)
     for mode in fixture.modes {
       for (tensor, error) in try fixture.errors(mode: mode, dtype: "float32") {
-        let allowed = tolerance(fixture, mode: mode, tensor)
-        #expect(error <= allowed, "\(name), mode \(mode): \(tensor) is off by \(error), allowed are \(allowed)")
+        #expect(error <= 1e-5, "\(name), mode \(mode): \(tensor) is off by \(error), allowed are 1e-5")
       }
     }
   }

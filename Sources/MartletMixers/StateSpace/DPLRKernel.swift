@@ -7,8 +7,8 @@ import MartletNN
 ///
 /// What is trained is C̃ = C(I − Ā^L) for a fixed L; a longer sequence doubles L by C̃ ← C̃(I + Ā^L).
 ///
-/// In float32 the kernel is exact to about 10⁻⁶ of its largest value, but the gradients of Δ and Λ only to 10⁻⁵…10⁻⁴: in
-/// v/(g − h p) both v and p are multiples of Δ, and the two parts of its derivative nearly cancel at low frequencies.
+/// The kernel is made in float64 whatever the type of the parameters, and rounded to that type: in v/(g − h p) both v and p are
+/// multiples of Δ, and the two parts of its derivative nearly cancel at low frequencies.
 public final class DPLRKernel: Module {
   @Parameter(key: "log_dt") public var logStep: Tensor
   @Parameter(key: "log_A_real") public var logDecay: Tensor
@@ -49,7 +49,8 @@ public final class DPLRKernel: Module {
 
   private static func pairs(_ x: Tensor) -> Tensor { x.resolvingConjugate().viewAsReal().copy() }
 
-  public var transitionMatrix: Tensor { Tensor.complex(-logDecay.exp(), frequency) }
+  /// The half set of Λ, [D, N/2] complex128.
+  public var transitionMatrix: Tensor { Tensor.complex(-logDecay.to(.float64).exp(), frequency.to(.float64)) }
 
   // MARK: The kernel
 
@@ -58,15 +59,14 @@ public final class DPLRKernel: Module {
     while kernelLength.itemInt() < length { doubleLength() }
     let whole = kernelLength.itemInt()
     let directions = output.dim(0)
+    func wide(_ pairs: Tensor) -> Tensor { pairs.to(.float64).viewAsComplex() }
     let lambda = transitionMatrix
-    let complexType = lambda.dtype
-    let step = logStep.exp().expandedDimension(-1).to(complexType)
-    let (b, p, c) = (input.viewAsComplex(), lowRank.viewAsComplex(), output.viewAsComplex())
+    let step = logStep.to(.float64).exp().expandedDimension(-1).to(.complex128)
+    let (b, p, c) = (wide(input), wide(lowRank), wide(output))
     // Nodes of the unit circle; multiplied through by (1 + ω)/2 nothing is singular at ω = −1.
     let angles = Tensor.arange(0, Double(whole / 2 + 1), dtype: .float64, device: lambda.device) * (-2 * .pi / Double(whole))
     let omega = Tensor.complex(angles.cos(), angles.sin())
-    let g = (1.0 - omega).to(complexType)
-    let h = ((omega + 1.0) * 0.5).to(complexType)
+    let (g, h) = (1.0 - omega, (omega + 1.0) * 0.5)
     let rows = concatenated(
       [c * b, c * p].map { $0 } + [(p.conjugated() * b).expandedDimension(0), (p.conjugated() * p).expandedDimension(0)], axis: 0)
     let sums = cauchyKernel(
@@ -76,7 +76,7 @@ public final class DPLRKernel: Module {
     let pb = sums[2 * directions]
     let pp = sums[2 * directions + 1]
     let spectrum = cb - cp * pb * h / (pp * h + 1.0)
-    return spectrum.irfft(length: whole)[.ellipsis, ..<length]
+    return spectrum.irfft(length: whole)[.ellipsis, ..<length].to(logStep.dtype)
   }
 
   // MARK: Dense forms, over all N states in complex128
@@ -84,7 +84,7 @@ public final class DPLRKernel: Module {
   /// Ā and B̄ of every channel: [D, N, N] and [D, N] complex128.
   public func dense() -> (A: Tensor, B: Tensor) {
     func closed(_ x: Tensor) -> Tensor { concatenated([x, x.conjugated()], axis: -1).resolvingConjugate() }
-    let lambda = closed(Tensor.complex(-logDecay.to(.float64).exp(), frequency.to(.float64)))
+    let lambda = closed(transitionMatrix)
     let p = closed(lowRank.to(.float64).viewAsComplex())
     let b = closed(input.to(.float64).viewAsComplex())
     let step = logStep.to(.float64).exp().reshaped(-1, 1, 1).to(.complex128)
@@ -133,7 +133,7 @@ public final class DPLRKernel: Module {
   }
 
   public func stepTerms() -> StepTerms {
-    let lambda = Tensor.complex(-logDecay.to(.float64).exp(), frequency.to(.float64))
+    let lambda = transitionMatrix
     let twoOverStep = ((-logStep.to(.float64)).exp() * 2.0).expandedDimension(-1).to(.complex128)
     let p = lowRank.to(.float64).viewAsComplex()
     let f = (twoOverStep - lambda).reciprocal()

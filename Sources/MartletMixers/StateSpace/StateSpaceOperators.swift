@@ -9,7 +9,9 @@ private enum Kernels {
   static let step = Operator("martlet::diagonal_ssm_step")
 }
 
-private func fusedComplex(_ x: Tensor) -> Bool { !KernelChoice.referenceOnly && x.device == .cpu && x.dtype == .complex64 }
+private func fusedComplex(_ x: Tensor, _ types: [DType] = [.complex64]) -> Bool {
+  !KernelChoice.referenceOnly && x.device == .cpu && types.contains(x.dtype)
+}
 
 /// K_l = 2 Re Σ_n c_n e^{l a_n}, l = 0..<length: coefficient [(S,) D, N] and log-transition [D, N] complex → [(S,) D, length].
 public func vandermondeKernel(coefficient: Tensor, logTransition: Tensor, length: Int) -> Tensor {
@@ -28,8 +30,9 @@ public func vandermondeKernelReference(coefficient: Tensor, logTransition: Tenso
 }
 
 /// r_mj = Σ_n v_mn/(g_j − h_j p_n) + conj(v_mn)/(g_j − h_j conj(p_n)): numerators [M, D, N], poles [D, N], nodes [J] → [M, D, J].
+/// All complex64 or all complex128.
 public func cauchyKernel(numerators: Tensor, poles: Tensor, nodesG: Tensor, nodesH: Tensor) -> Tensor {
-  guard fusedComplex(numerators) else {
+  guard fusedComplex(numerators, [.complex64, .complex128]) else {
     return cauchyKernelReference(numerators: numerators, poles: poles, nodesG: nodesG, nodesH: nodesH)
   }
   return Kernels.cauchy(.tensor(numerators), .tensor(poles), .tensor(nodesG), .tensor(nodesH))
