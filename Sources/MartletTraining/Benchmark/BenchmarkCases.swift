@@ -196,16 +196,17 @@ extension BenchmarkCase {
           let generator = RandomGenerator(seed: 0)
           let (delta, poles, v) = systems(channels, generator)
           let (u, skip, upstream) = inputs(generator)
-          let step = delta.to(.complex64)
+          let step = delta.to(.complex128)
           let angles = Tensor.arange(0, Double(length / 2 + 1), dtype: .float64) * (-2 * .pi / Double(length))
           let omega = Tensor.complex(angles.cos(), angles.sin())
-          let (g, h) = ((1.0 - omega).to(.complex64), ((omega + 1.0) * 0.5).to(.complex64))
+          let (g, h) = (1.0 - omega, (omega + 1.0) * 0.5)
           return differentiated([u] + v + [poles, skip], upstream: upstream) { x in
-            let (c, b, p) = (x[1], x[2], x[3])
+            // In double precision, as DPLRKernel makes its kernel.
+            let (c, b, p) = (x[1].to(.complex128), x[2].to(.complex128), x[3].to(.complex128))
             let conjugate = p.conjugated()
             let pairs = stacked([c * b, c * p, conjugate * b, conjugate * p], axis: 0) * step
-            let r = cauchyKernel(numerators: pairs.resolvingConjugate(), poles: x[4], nodesG: g, nodesH: h)
-            let kernel = (r[0] - h * r[1] * r[2] / (h * r[3] + 1.0)).irfft(length: length)
+            let r = cauchyKernel(numerators: pairs.resolvingConjugate(), poles: x[4].to(.complex128), nodesG: g, nodesH: h)
+            let kernel = (r[0] - h * r[1] * r[2] / (h * r[3] + 1.0)).irfft(length: length).to(.float32)
             return longConvolution(x[0].swappedAxes(1, 2), kernel, skip: x[5])
           }
         },
