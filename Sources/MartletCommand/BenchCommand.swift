@@ -51,14 +51,22 @@ struct BenchCommand: ParsableCommand {
     let peer = alone ? nil : try PeerProcess(script: PeerProcess.script(), threads: Engine.threads)
     defer { peer?.stop() }
     let limits = MachineLimits.measure()
+    let started = Date()
+    func report(_ rows: [BenchmarkRow]) -> BenchmarkReport {
+      BenchmarkReport(
+        machine: .current(libtorch: Engine.torchVersion), limits: limits, threads: Engine.threads,
+        peerVersions: peer?.versions.map { "\($0.name) \($0.version)" }.joined(separator: ", ") ?? "",
+        command: (["martlet"] + CommandLine.arguments.dropFirst()).joined(separator: " "), date: started, rounds: max(5, rounds), rows: rows
+      )
+    }
+    var measured: [BenchmarkRow] = []
     let rows = try BenchmarkRunner(rounds: rounds).run(selected, peer: peer, limits: limits) { row in
       Output.note(BenchmarkReport.terminalLine(row))
+      // What is measured so far survives an interruption.
+      measured.append(row)
+      if let markdown { try? Data(report(measured).markdown().utf8).write(to: URL(fileURLWithPath: markdown), options: .atomic) }
     }
-    let report = BenchmarkReport(
-      machine: .current(libtorch: Engine.torchVersion), limits: limits, threads: Engine.threads,
-      peerVersions: peer?.versions.map { "\($0.name) \($0.version)" }.joined(separator: ", ") ?? "",
-      command: (["martlet"] + CommandLine.arguments.dropFirst()).joined(separator: " "), date: Date(), rounds: max(5, rounds), rows: rows)
-    if let markdown { try Data(report.markdown().utf8).write(to: URL(fileURLWithPath: markdown), options: .atomic) }
-    if json { print(try report.rowsJSON()) } else { print(report.markdown()) }
+    if let markdown { try Data(report(rows).markdown().utf8).write(to: URL(fileURLWithPath: markdown), options: .atomic) }
+    if json { print(try report(rows).rowsJSON()) } else { print(report(rows).markdown()) }
   }
 }

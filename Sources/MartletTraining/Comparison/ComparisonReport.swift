@@ -126,7 +126,7 @@ public enum ComparisonReport {
   }
 
   private static func qualityCost(_ results: ComparisonResults) -> String {
-    let panes = QualityCostPlot.costs.enumerated().compactMap { index, cost in
+    let panes = QualityCostPlot.costs(of: results).enumerated().compactMap { index, cost in
       QualityCostPlot(results, cost, id: "cost\(index)").map { (cost, $0) }
     }
     guard !panes.isEmpty else { return "" }

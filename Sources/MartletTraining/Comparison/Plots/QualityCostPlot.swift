@@ -21,6 +21,13 @@ struct QualityCostPlot {
       key: MetricName.peakTensorBytes, label: "Memory", axisTitle: "peak tensor memory", value: { $0 }, format: { Figure.bytes($0) }),
   ]
 
+  /// The costs that tell the arms apart: under a budget of time, training time is the budget for all of them.
+  static func costs(of results: ComparisonResults) -> [Cost] {
+    let seconds = results.arms.compactMap { $0.metrics[MetricName.trainSeconds] }.filter { $0.isFinite && $0 > 0 }
+    guard let least = seconds.min(), let most = seconds.max(), most < 1.05 * least else { return costs }
+    return costs.filter { $0.key != MetricName.trainSeconds }
+  }
+
   struct Point {
     let summary: ArmSummary
     let arm: Int
