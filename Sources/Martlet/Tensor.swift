@@ -1,3 +1,4 @@
+@_exported import MartletFormats
 import CTorch
 
 /// An n-dimensional array with reverse-mode differentiation, on libtorch.

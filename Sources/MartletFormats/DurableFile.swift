@@ -4,7 +4,7 @@ import Foundation
 /// the whole new one, also after a crash or a power cut. Creates missing folders.
 ///
 /// Throws `FileError` naming the file and the system's reason.
-func writeDurably(_ data: Data, to path: String) throws {
+public func writeDurably(_ data: Data, to path: String) throws {
   let target = URL(fileURLWithPath: path)
   let folder = target.deletingLastPathComponent().path
   do {

@@ -1,4 +1,4 @@
-import Martlet
+import MartletFormats
 import Testing
 
 @Suite struct SuggestionsTests {

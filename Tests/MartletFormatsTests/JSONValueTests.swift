@@ -1,5 +1,5 @@
 import Foundation
-import Martlet
+import MartletFormats
 import Testing
 
 @Suite struct JSONValueTests {
