@@ -148,7 +148,76 @@ def check_quantized_linear():
     expect_error("symmetric", lambda: ops.quantize_weight(x, 8, 0, True))
 
 
-CHECKS = [check_mixed_linear, check_quantized_linear]
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+
+
+def check_feed_forward():
+    ops = torch.ops.martlet
+    sizes = [(1, 48, 100, 40), (3, 33, 65, 17), (8, 128, 300, 128), (9, 64, 130, 20), (130, 40, 70, 33), (600, 32, 96, 24), (0, 4, 5, 6)]
+    for tokens, inner, hidden, outer in sizes:
+        gate, up, down = randn(hidden, inner) / inner**0.5, randn(hidden, inner) / inner**0.5, randn(outer, hidden) / hidden**0.5
+        b1, b2 = randn(hidden), randn(outer)
+        for name, act in ACTIVATIONS.items():
+
+            def plain(x, w1, b1, w2, b2):
+                y = [t if t is None else t.double() for t in (x, w1, b1, w2, b2)]
+                return F.linear(act(F.linear(y[0], y[1], y[2])), y[3], y[4])
+
+            def gated(x, gate, up, down):
+                x, gate, up, down = (t.double() for t in (x, gate, up, down))
+                return F.linear(act(F.linear(x, gate)) * F.linear(x, up), down)
+
+            x = randn(tokens, inner)
+            low = [t.bfloat16() for t in (gate, up, down, b1, b2)]
+            with torch.no_grad():
+                record(f"mlp {name}", ops.mlp(x, gate, b1, down, b2, name), plain(x, gate, b1, down, b2))
+                record(f"gated_mlp {name}", ops.gated_mlp(x, gate, up, down, name), gated(x, gate, up, down))
+                record("mlp bf16 weights", ops.mlp(x, low[0], b1, low[2], low[4], name), plain(x, low[0], b1, low[2], low[4]))
+                record("mlp no bias", ops.mlp(x, low[0], None, low[2], None, name), plain(x, low[0], None, low[2], None))
+                record("gated_mlp bf16 weights", ops.gated_mlp(x, *low[:3], name), gated(x, *low[:3]))
+            if tokens:
+                x.requires_grad_()
+                seed = randn(tokens, outer)
+                for form, ours, expected in (
+                    ("mlp dx", ops.mlp(x, gate, b1, down, b2, name), plain(x, gate, b1, down, b2)),
+                    ("gated_mlp dx", ops.gated_mlp(x, gate, up, down, name), gated(x, gate, up, down)),
+                    ("gated_mlp bf16 weights dx", ops.gated_mlp(x, *low[:3], name), gated(x, *low[:3])),
+                ):
+                    (g,) = torch.autograd.grad(ours, x, seed)
+                    (e,) = torch.autograd.grad(expected, x, seed.double())
+                    record(form, g, e)
+            for bits, group, asymmetric in FORMS if name in ("silu", "quick_gelu") else []:
+                parts = [quantized(w, bits, group, asymmetric) for w in (gate, up, down)]
+                dense = [ops.dequantize_weight(*p, w.shape[1], bits, group) for p, w in zip(parts, (gate, up, down))]
+
+                def ours_gated(x):
+                    return ops.quantized_gated_mlp(x, *parts[0], *parts[1], *parts[2], bits, group, name)
+
+                def ours_plain(x):
+                    return ops.quantized_mlp(x, *parts[0], b1, *parts[2], b2, bits, group, name)
+
+                with torch.no_grad():
+                    record("quantized_gated_mlp", ours_gated(x), gated(x, *dense))
+                    record("quantized_mlp", ours_plain(x), plain(x, dense[0], b1, dense[2], b2))
+                if tokens:
+                    (g,) = torch.autograd.grad(ours_gated(x), x, seed)
+                    (e,) = torch.autograd.grad(gated(x, *dense), x, seed.double())
+                    record("quantized_gated_mlp dx", g, e)
+                    (g,) = torch.autograd.grad(ours_plain(x), x, seed)
+                    (e,) = torch.autograd.grad(plain(x, dense[0], b1, dense[2], b2), x, seed.double())
+                    record("quantized_mlp dx", g, e)
+    parts = [quantized(w, 4, 32, False) for w in (gate, up, down)]
+    expect_error("w_up", lambda: ops.quantized_gated_mlp(x, *parts[0], *parts[2], *parts[2], 4, 32, "silu"))
+    expect_error("activation", lambda: ops.quantized_gated_mlp(x, *parts[0], *parts[1], *parts[2], 4, 32, "swish"))
+
+
+CHECKS = [check_mixed_linear, check_quantized_linear, check_feed_forward]
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
