@@ -64,8 +64,8 @@ public struct EncoderDecoderConfiguration: Sendable, Equatable, Codable {
 /// (Vaswani et al. 2017): T5 over tokens, Whisper over log-mel frames.
 ///
 /// ```swift
-/// let memory = model.encode(tokens, mask: mask)
-/// let decoder = model.conditioned(on: memory)   // a GenerativeModel; outputs begin with decoderStart
+/// let start = try model.initialState(memory: model.encode(tokens, mask: mask))
+/// let output = try generate(model, prompts: Array(repeating: model.decoderPrompt, count: start.batch), start: start)
 /// ```
 public final class EncoderDecoder: Module {
   public let configuration: EncoderDecoderConfiguration
@@ -138,31 +138,13 @@ public final class EncoderDecoder: Module {
     }
     return try decoder.initialState(batch: batch, cache: cache, memory: memory)
   }
-
-  /// The decoder bound to encoded inputs, for generation.
-  public func conditioned(on memory: SequenceBackbone.Memory) -> ConditionedDecoder { ConditionedDecoder(self, memory: memory) }
 }
 
-/// A decoder together with the encoded inputs that it attends to: a ``GenerativeModel`` like any language model.
-///
-/// Row b of a state attends to input b, or every row to the only one.
-public final class ConditionedDecoder: Module, GenerativeModel {
-  public let model: EncoderDecoder
-  public let memory: SequenceBackbone.Memory
-
-  public init(_ model: EncoderDecoder, memory: SequenceBackbone.Memory) {
-    self.model = model
-    self.memory = memory
-    super.init()
-  }
-
-  public var vocabulary: Int { model.vocabulary }
-
-  /// Throws `ConfigurationError` when the batch is neither that of the inputs nor of one input.
+extension EncoderDecoder: GenerativeModel {
+  /// Throws `ConfigurationError`: the decoder has nothing to say before an input is encoded.
   public func initialState(batch: Int, cache: CacheOptions) throws -> SequenceBackbone.State {
-    try model.initialState(memory: memory, batch: batch, cache: cache)
+    throw ConfigurationError("an encoder-decoder continues from an input: encode it and start from initialState(memory:)")
   }
 
-  public func outputs(_ tokens: Tensor, _ state: inout SequenceBackbone.State) -> Tensor { model.decoder.advance(tokens, &state) }
-  public func logits(_ outputs: Tensor) -> Tensor { model.logits(outputs) }
+  public func outputs(_ tokens: Tensor, _ state: inout SequenceBackbone.State) -> Tensor { decoder.advance(tokens, &state) }
 }
