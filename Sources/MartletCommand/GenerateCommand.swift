@@ -56,14 +56,13 @@ struct GenerateCommand: ParsableCommand {
       return Double(elapsed.components.seconds) + Double(elapsed.components.attoseconds) * 1e-18
     }
     if !json { FileHandle.standardOutput.write(Data(bytes)) }
+    var options = GenerationOptions(
+      maximumTokens: tokens, sampler: Sampler(temperature: temperature, topK: topK, topP: topP, minP: minP))
+    options.seed = UInt64(bitPattern: Int64(seed))
     _ = try withTorchErrors {
-      try generate(
-        model, prompt: Tensor(bytes.map(Int64.init), [1, bytes.count]), count: tokens,
-        sampler: Sampler(temperature: temperature, topK: topK, topP: topP, minP: minP),
-        generator: RandomGenerator(seed: UInt64(bitPattern: Int64(seed)))
-      ) { next in
+      try MartletInference.generate(model, prompts: [bytes.map(Int.init)], options: options) { _, next, _ in
         if first == nil { first = seconds() }
-        let byte = UInt8(truncatingIfNeeded: next.itemInt())
+        let byte = UInt8(truncatingIfNeeded: next)
         produced.append(byte)
         if !json { FileHandle.standardOutput.write(Data([byte])) }
         return !Interruption.isAsked

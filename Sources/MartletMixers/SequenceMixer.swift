@@ -19,30 +19,6 @@ public struct MixingContext: @unchecked Sendable {
   }
 }
 
-/// Where sequences begin and end in a batch that holds them end to end.
-public struct SequencePacking: @unchecked Sendable {
-  /// 0, the end of the first sequence, …, the total.
-  public let offsets: [Int]
-  /// The same, [sequences + 1] int64.
-  public let offsetTensor: Tensor
-  /// The position of each element in its sequence, [total] int64.
-  public let positions: Tensor
-
-  public init(lengths: [Int]) {
-    offsets = lengths.reduce(into: [0]) { $0.append($0.last! + $1) }
-    offsetTensor = Tensor(offsets)
-    positions = Tensor(lengths.flatMap { 0..<$0 })
-  }
-
-  public var sequences: Int { offsets.count - 1 }
-
-  /// Runs a function on each sequence, [1, length, …], and joins what it returns.
-  public func forEachSequence(_ x: Tensor, _ body: (Tensor) -> Tensor) -> Tensor {
-    concatenated(
-      (0..<sequences).map { body(x.narrowed(axis: 1, start: offsets[$0], length: offsets[$0 + 1] - offsets[$0])) }, axis: 1)
-  }
-}
-
 /// Mixes information along the sequence. x: [batch, length, width] → the same shape.
 ///
 /// Whether a mixer is causal is decided when it is built, because bidirectional forms may have parameters of their own.
