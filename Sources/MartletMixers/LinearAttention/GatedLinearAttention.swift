@@ -39,12 +39,14 @@ public final class GatedLinearAttention: Module, RecurrentMixer {
     /// Depthwise causal convolution of this size (with SiLU) on queries, keys and values; 0 for none.
     public var convolution: Int
     public var chunk: Int
+    public var normEpsilon: Double
     /// A non-causal mixer adds the scan of the reversed sequence, with the same projections.
     public var isCausal: Bool
 
     public init(
       width: Int, heads: Int = 4, keyWidth: Int? = nil, valueWidth: Int? = nil, gate: GateKind = .perChannel, gateRank: Int = 16,
-      gateTemperature: Double = 16, outputGate: Bool = true, convolution: Int = 0, chunk: Int = 64, isCausal: Bool = true
+      gateTemperature: Double = 16, outputGate: Bool = true, convolution: Int = 0, chunk: Int = 64, normEpsilon: Double = 1e-5,
+      isCausal: Bool = true
     ) {
       self.width = width
       self.heads = heads
@@ -56,6 +58,7 @@ public final class GatedLinearAttention: Module, RecurrentMixer {
       self.outputGate = outputGate
       self.convolution = convolution
       self.chunk = chunk
+      self.normEpsilon = normEpsilon
       self.isCausal = isCausal
     }
   }
@@ -104,7 +107,7 @@ public final class GatedLinearAttention: Module, RecurrentMixer {
       gateOut = nil
     }
     outputGate = c.outputGate ? projection(c.width, c.valueWidth) : nil
-    norm = RMSNorm(c.valueWidth / c.heads, epsilon: 1e-5)
+    norm = RMSNorm(c.valueWidth / c.heads, epsilon: c.normEpsilon)
     output = projection(c.valueWidth, c.width)
     func convolution(_ width: Int) -> ShortConvolution? {
       c.convolution > 0 ? ShortConvolution(width, kernel: c.convolution, generator: generator) : nil
