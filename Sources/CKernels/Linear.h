@@ -3,6 +3,9 @@
 
 #include <ATen/ATen.h>
 
+#include "Parallel.h"
+#include "Weights.h"
+
 namespace martlet {
 
 /// Up to so many tokens, reading the weight row by row for dot products beats packing it.
@@ -10,6 +13,21 @@ constexpr int64_t kFewTokens = 8;
 
 /// x W^T + bias for f32 tensors in CPU memory: x [..., in], weight [out, in], bias [out] or undefined.
 at::Tensor linearForward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
+/// The rows of a contiguous f32 or bf16 matrix; the tensor must outlive it.
+Weights denseWeights(const at::Tensor& weight);
+/// y = x W^T + bias for x [tokens, columns] of W stored in any form, y contiguous [tokens, rows], bias f32 or null. Up to
+/// kFewTokens stream W once from memory; more unpack it panel by panel for the block product.
+void multiplyWeights(const Weights& weights, const float* x, int64_t tokens, const float* bias, float* y);
+/// `tokens` rows of x as `dotRows` wants them: x itself where the padding allows, else a copy in the calling thread's scratch.
+const float* paddedInput(const Weights& weights, const float* x, int64_t tokens);
+/// Runs `body(first, last)` over ranges of rows of weights, each some 32 KB at least, at multiples of sixteen rows.
+template <typename Body>
+void forRowRanges(int64_t rows, int64_t rowBytes, const Body& body) {
+  parallelRanges((rows + 15) / 16, (1 << 15) / std::max<int64_t>(16 * rowBytes, 1) + 1,
+                 [&](int64_t first, int64_t last, int64_t) { body(16 * first, std::min(rows, 16 * last)); });
+}
+/// Copies one panel of the transposed weights, [columns, width], for the block product.
+void packWeights(const Weights& weights, int64_t panel, float* packed);
 /// dy W for contiguous dy [..., out].
 at::Tensor linearInputGradient(const at::Tensor& dy, const at::Tensor& weight);
 

@@ -15,7 +15,7 @@ extension Architecture {
       try c.unsupported("elementwise_affine", unless: affine, "a norm without parameters")
       let gated = try c.flag("use_output_gate", default: true)
       let options: JSONObject = [
-        "key_width": .integer(try total(c, share, heads)), "value_width": .integer(try total(c, valueShare, heads)),
+        "key_ratio": try ratio(c, share, heads), "value_ratio": try ratio(c, valueShare, heads),
         "gate_rank": .integer(try c.integer("gate_low_rank_dim", in: 1...(1 << 16), default: 16)),
         "gate_temperature": .number(try c.number("gate_logit_normalizer", in: 1e-6...1e6, default: 16)), "output_gate": .bool(gated),
         "convolution": .integer(try convolution(c, default: false)), "norm_epsilon": .number(try c.norm),
@@ -37,27 +37,27 @@ extension Architecture {
       let activation = try c.optionalString("qk_activation") ?? "silu"
       try c.unsupported("qk_activation", unless: activation == "silu", "this activation of queries and keys")
       let options: JSONObject = [
-        "key_width": .integer(try total(c, try c.number("expand_k", in: 1e-3...1e3, default: 1), heads)),
-        "value_width": .integer(try total(c, try c.number("expand_v", in: 1e-3...1e3, default: 1), heads)),
+        "key_ratio": try ratio(c, try c.number("expand_k", in: 1e-3...1e3, default: 1), heads),
+        "value_ratio": try ratio(c, try c.number("expand_v", in: 1e-3...1e3, default: 1), heads),
         "output_gate": .bool(try c.flag("use_gate", default: false)), "convolution": .integer(try convolution(c, default: true)),
         "negative_eigenvalues": .bool(try c.flag("allow_neg_eigval", default: false)), "norm_epsilon": .number(try c.norm),
       ]
       return try linear(
-        c, "delta", heads: heads, options,
+        c, "deltanet", heads: heads, options,
         names: [
           .module("attn.b_proj", "mixer.rate"), .module("attn.g_proj", "mixer.output_gate"), .module("attn.o_norm", "mixer.norm"),
         ])
     },
   ]
 
-  /// Total width of keys or values: a whole number for every head.
-  private static func total(_ c: ConfigurationReader, _ share: Double, _ heads: Int) throws -> Int {
+  /// Total width of keys or values over the model's: even for every head, as the kernels have it.
+  private static func ratio(_ c: ConfigurationReader, _ share: Double, _ heads: Int) throws -> JSONValue {
     let width = try c.integer("hidden_size", in: ConfigurationReader.widths, default: 2048)
     let total = Int(Double(width) * share)
-    guard total > 0, total % heads == 0 else {
-      throw c.refused("\(share) × \"hidden_size\" (\(width)) is \(total), no multiple of \"num_heads\" (\(heads))")
+    guard total > 0, total % (2 * heads) == 0 else {
+      throw c.refused("\(share) × \"hidden_size\" (\(width)) is \(total), which isn't even for each of \(heads) \"num_heads\"")
     }
-    return total
+    return .number(Double(total) / Double(width))
   }
 
   private static func convolution(_ c: ConfigurationReader, default fallback: Bool) throws -> Int {

@@ -1,0 +1,230 @@
+"""Checks the inference kernels against float64 PyTorch: thin products, quantised weights, feed-forwards, attention and caches.
+
+Usage: check_inference.py LIBRARY.so      prints the worst relative errors (max |a-b| / max |b|); status 1 over tolerance.
+"""
+
+import sys
+
+import torch
+import torch.nn.functional as F
+
+TOLERANCE = 1e-5
+worst: dict[str, float] = {}
+generator = torch.Generator().manual_seed(3)
+
+
+def randn(*shape):
+    return torch.randn(*shape, generator=generator)
+
+
+def record(name, ours, expected):
+    if ours.shape != expected.shape:
+        sys.exit(f"{name}: shape {tuple(ours.shape)}, expected {tuple(expected.shape)}")
+    if ours.numel() == 0:
+        return
+    scale = expected.abs().max().item()
+    error = ((ours.double() - expected.double()).abs().max() / (scale if scale > 0 else 1)).item()
+    worst[name] = max(worst.get(name, 0.0), error if error == error else float("inf"))
+
+
+def expect_error(part, call):
+    try:
+        call()
+    except RuntimeError as error:
+        if part in str(error):
+            return
+        sys.exit(f"expected an error naming {part!r}, got: {error}")
+    sys.exit(f"expected an error naming {part!r}, got none")
+
+
+def record_bound(name, holds):
+    if not holds:
+        sys.exit(f"{name}: bound exceeded")
+
+
+SIZES = [(1, 768, 96), (3, 33, 70), (8, 129, 65), (9, 100, 130), (7, 1, 3), (1, 16, 16), (65, 200, 77), (600, 48, 40), (2, 300, 1), (5, 7, 0)]
+
+
+def check_mixed_linear():
+    ops = torch.ops.martlet
+    for tokens, inner, outer in SIZES + [(0, 8, 4)]:
+        weight, bias = randn(outer, inner).bfloat16(), randn(outer)
+        for b in (None, bias, bias.bfloat16()):
+            x = randn(tokens, inner)
+            expected = F.linear(x.double(), weight.double(), None if b is None else b.double())
+            with torch.no_grad():
+                record("linear bf16 weight", ops.linear(x, weight, b), expected)
+            if tokens and outer:
+                x.requires_grad_()
+                seed = randn(tokens, outer)
+                (gradient,) = torch.autograd.grad(ops.linear(x, weight, b), x, seed)
+                record("linear bf16 weight dx", gradient, seed.double() @ weight.double())
+    x, weight = randn(2, 3, 50), randn(40, 50)
+    record("linear three axes", ops.linear(x, weight.bfloat16()), F.linear(x.double(), weight.bfloat16().double()))
+    for tokens in range(1, 18):
+        x = randn(tokens, 50)
+        record("linear f32 thin", ops.linear(x, weight), F.linear(x.double(), weight.double()))
+
+
+FORMS = [(8, 0, False), (8, 32, False), (8, 64, False), (8, 128, False)]
+FORMS += [(4, group, asymmetric) for group in (32, 64, 128) for asymmetric in (False, True)]
+
+
+def quantized(weight, bits, group, asymmetric):
+    packed, scales, minima = torch.ops.martlet.quantize_weight(weight, bits, group, asymmetric)
+    return packed, scales, minima if asymmetric else None
+
+
+def per_column(part, inner, group):
+    return part.double().repeat_interleave(group or max(inner, 1), 1)[:, :inner]
+
+
+def check_quantized_linear():
+    ops = torch.ops.martlet
+    for tokens, inner, outer in SIZES:
+        weight = randn(outer, inner) * torch.exp(randn(outer, 1))
+        weight[: outer // 3] += 2
+        for bits, group, asymmetric in FORMS:
+            name = f"int{bits}" + (" asymmetric" if asymmetric else "")
+            parts = quantized(weight, bits, group, asymmetric)
+            dense = ops.dequantize_weight(*parts, inner, bits, group)
+            if outer:
+                # Round to nearest: half a step, and the step no larger than bf16's rounding makes it.
+                step = per_column(parts[1], inner, group)
+                slack = 1e-6 * weight.abs().max()
+                record_bound(f"{name} error", bool(((weight.double() - dense.double()).abs() <= step / 2 + slack).all()))
+                span = weight.new_zeros(outer, -(-inner // (group or inner)) * (group or inner)).double()
+                span[:, :inner] = weight
+                if inner % (group or inner) == 0:
+                    groups = span.view(outer, -1, group or inner)
+                    ideal = (groups.amax(2) - groups.amin(2)) / 16 if asymmetric else groups.abs().amax(2) / (7.5 if bits == 4 else 127.5)
+                    # A minimum's rounding is a share of the minimum, not of the range.
+                    margin = groups.abs().amax(2) * 2.0**-7 if asymmetric else 0
+                    record_bound(f"{name} step", bool((parts[1].double() <= ideal * (1 + 2.0**-7) + margin + 1e-30).all()))
+            for b in (None, randn(outer)):
+                x = randn(tokens, inner)
+                expected = F.linear(x.double(), dense.double(), None if b is None else b.double())
+                record(f"quantized linear {name}", ops.quantized_linear(x, *parts, b, bits, group), expected)
+                if outer:
+                    x.requires_grad_()
+                    given = [x] + ([] if b is None else [b.requires_grad_()])
+                    seed = randn(tokens, outer)
+                    gradients = torch.autograd.grad(ops.quantized_linear(x, *parts, b, bits, group), given, seed)
+                    record("quantized linear dx", gradients[0], seed.double() @ dense.double())
+                    if b is not None:
+                        record("quantized linear dbias", gradients[1], seed.double().sum(0))
+    # What is expected of uniform rounding: rms error step / sqrt(12), a little more because a group's outermost values are half a
+    # step off.
+    weight = randn(256, 1024)
+    for bits, group, asymmetric in FORMS:
+        parts = quantized(weight, bits, group, asymmetric)
+        dense = ops.dequantize_weight(*parts, 1024, bits, group)
+        expected = (per_column(parts[1], 1024, group).square().mean() / 12).sqrt()
+        ratio = ((weight - dense).double().square().mean().sqrt() / expected).item()
+        record_bound(f"int{bits} rms error is {ratio:.3f} of step / sqrt(12)", 0.9 < ratio < 1.05)
+        rows = torch.cat([ops.quantized_linear(weight[:2], *[None if p is None else p[i : i + 64] for p in parts], None, bits, group)
+                          for i in range(0, 256, 64)], 1)
+        record("quantized linear by rows", rows, ops.quantized_linear(weight[:2], *parts, None, bits, group))
+    zeros = torch.zeros(3, 64)
+    for bits, group, asymmetric in FORMS:
+        parts = quantized(zeros, bits, group, asymmetric)
+        record_bound("zeros", bool((ops.dequantize_weight(*parts, 64, bits, group) == 0).all()))
+        tiny = quantized(zeros + 1e-42, bits, group, asymmetric)
+        record_bound("tiny", bool(ops.dequantize_weight(*tiny, 64, bits, group).isfinite().all()))
+        for half in (torch.bfloat16, torch.float16):
+            low = randn(300, 70).to(half)
+            for a, b in zip(quantized(low, bits, group, asymmetric), quantized(low.float(), bits, group, asymmetric)):
+                record_bound("half weights", a is b or bool((a == b).all()))
+    parts = quantized(randn(5, 64), 4, 32, True)
+    x = randn(2, 64)
+    expect_error("packed", lambda: ops.quantized_linear(randn(2, 192), *parts, None, 4, 32))
+    expect_error("scales", lambda: ops.quantized_linear(x, *parts, None, 4, 64))
+    expect_error("minima", lambda: ops.quantized_linear(x, *parts[:2], parts[2][:3].contiguous(), None, 4, 32))
+    expect_error("group", lambda: ops.quantized_linear(x, *parts, None, 4, 48))
+    expect_error("bits", lambda: ops.quantized_linear(x, *parts, None, 3, 32))
+    expect_error("bias", lambda: ops.quantized_linear(x, *parts, randn(4), 4, 32))
+    expect_error("float32", lambda: ops.quantized_linear(x.double(), *parts, None, 4, 32))
+    expect_error("finite", lambda: ops.quantize_weight(torch.full((2, 32), float("nan")), 8, 0))
+    expect_error("symmetric", lambda: ops.quantize_weight(x, 8, 0, True))
+
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+
+
+def check_feed_forward():
+    ops = torch.ops.martlet
+    sizes = [(1, 48, 100, 40), (3, 33, 65, 17), (8, 128, 300, 128), (9, 64, 130, 20), (130, 40, 70, 33), (600, 32, 96, 24), (0, 4, 5, 6)]
+    for tokens, inner, hidden, outer in sizes:
+        gate, up, down = randn(hidden, inner) / inner**0.5, randn(hidden, inner) / inner**0.5, randn(outer, hidden) / hidden**0.5
+        b1, b2 = randn(hidden), randn(outer)
+        for name, act in ACTIVATIONS.items():
+
+            def plain(x, w1, b1, w2, b2):
+                y = [t if t is None else t.double() for t in (x, w1, b1, w2, b2)]
+                return F.linear(act(F.linear(y[0], y[1], y[2])), y[3], y[4])
+
+            def gated(x, gate, up, down):
+                x, gate, up, down = (t.double() for t in (x, gate, up, down))
+                return F.linear(act(F.linear(x, gate)) * F.linear(x, up), down)
+
+            x = randn(tokens, inner)
+            low = [t.bfloat16() for t in (gate, up, down, b1, b2)]
+            with torch.no_grad():
+                record(f"mlp {name}", ops.mlp(x, gate, b1, down, b2, name), plain(x, gate, b1, down, b2))
+                record(f"gated_mlp {name}", ops.gated_mlp(x, gate, up, down, name), gated(x, gate, up, down))
+                record("mlp bf16 weights", ops.mlp(x, low[0], b1, low[2], low[4], name), plain(x, low[0], b1, low[2], low[4]))
+                record("mlp no bias", ops.mlp(x, low[0], None, low[2], None, name), plain(x, low[0], None, low[2], None))
+                record("gated_mlp bf16 weights", ops.gated_mlp(x, *low[:3], name), gated(x, *low[:3]))
+            if tokens:
+                x.requires_grad_()
+                seed = randn(tokens, outer)
+                for form, ours, expected in (
+                    ("mlp dx", ops.mlp(x, gate, b1, down, b2, name), plain(x, gate, b1, down, b2)),
+                    ("gated_mlp dx", ops.gated_mlp(x, gate, up, down, name), gated(x, gate, up, down)),
+                    ("gated_mlp bf16 weights dx", ops.gated_mlp(x, *low[:3], name), gated(x, *low[:3])),
+                ):
+                    (g,) = torch.autograd.grad(ours, x, seed)
+                    (e,) = torch.autograd.grad(expected, x, seed.double())
+                    record(form, g, e)
+            for bits, group, asymmetric in FORMS if name in ("silu", "quick_gelu") else []:
+                parts = [quantized(w, bits, group, asymmetric) for w in (gate, up, down)]
+                dense = [ops.dequantize_weight(*p, w.shape[1], bits, group) for p, w in zip(parts, (gate, up, down))]
+
+                def ours_gated(x):
+                    return ops.quantized_gated_mlp(x, *parts[0], *parts[1], *parts[2], bits, group, name)
+
+                def ours_plain(x):
+                    return ops.quantized_mlp(x, *parts[0], b1, *parts[2], b2, bits, group, name)
+
+                with torch.no_grad():
+                    record("quantized_gated_mlp", ours_gated(x), gated(x, *dense))
+                    record("quantized_mlp", ours_plain(x), plain(x, dense[0], b1, dense[2], b2))
+                if tokens:
+                    (g,) = torch.autograd.grad(ours_gated(x), x, seed)
+                    (e,) = torch.autograd.grad(gated(x, *dense), x, seed.double())
+                    record("quantized_gated_mlp dx", g, e)
+                    (g,) = torch.autograd.grad(ours_plain(x), x, seed)
+                    (e,) = torch.autograd.grad(plain(x, dense[0], b1, dense[2], b2), x, seed.double())
+                    record("quantized_mlp dx", g, e)
+    parts = [quantized(w, 4, 32, False) for w in (gate, up, down)]
+    expect_error("w_up", lambda: ops.quantized_gated_mlp(x, *parts[0], *parts[2], *parts[2], 4, 32, "silu"))
+    expect_error("activation", lambda: ops.quantized_gated_mlp(x, *parts[0], *parts[1], *parts[2], 4, 32, "swish"))
+
+
+CHECKS = [check_mixed_linear, check_quantized_linear, check_feed_forward]
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    torch.ops.load_library(sys.argv[1])
+    for check in CHECKS:
+        check()
+    for name, error in sorted(worst.items()):
+        print(f"{error:.1e}  {name}{'' if error <= TOLERANCE else '  OVER TOLERANCE'}")
+    sys.exit(any(error > TOLERANCE for error in worst.values()))
