@@ -204,27 +204,26 @@ import Testing
 
   @Test func whatMakesNoModelIsRefusedByName() throws {
     try ShapeFixtures.withTemporaryFolder { folder in
-      func message(_ name: String, _ changes: JSONObject) throws -> String {
-        let path = try ShapeFixtures.changed(name, in: folder, changes)
+      func message(_ name: String, _ changes: JSONObject) -> String {
         do {
-          _ = try PretrainedModel.load(path)
+          _ = try PretrainedModel.load(try ShapeFixtures.changed(name, in: folder, changes))
           return "loaded"
         } catch { return "\(error)" }
       }
-      #expect(try message("t5", ["d_model": 0]).contains("\"d_model\" must be a whole number"))
-      #expect(try message("t5", ["num_layers": 1_000_000_000]).contains("\"num_layers\""))
-      #expect(try message("t5", ["num_layers": 10_000]).contains("describes a model of at least"))
-      #expect(try message("t5", ["feed_forward_proj": "gated-gulu"]).contains("gulu"))
-      #expect(try message("t5", ["feed_forward_proj": "very-gated-gelu"]).contains("feed_forward_proj"))
-      #expect(try message("t5", ["architectures": ["T5EncoderModel"]]).contains("T5EncoderModel"))
-      #expect(try message("t5", ["relative_attention_max_distance": 3]).contains("relative positions"))
-      #expect(try message("t5", ["num_layers": 3]).contains("encoder.block.2"))
-      #expect(try message("t5", ["decoder_start_token_id": 64]).contains("decoder_start_token_id"))
-      #expect(try message("whisper", ["encoder_ffn_dim": .integer(1 << 24)]).contains("describes a model of at least"))
-      #expect(try message("whisper", ["max_source_positions": .integer(1 << 24)]).contains("describes a model of at least"))
-      #expect(try message("whisper", ["decoder_attention_heads": 5]).contains("not a multiple"))
-      #expect(try message("whisper", ["num_mel_bins": 80]).contains("conv1"))
-      #expect(try message("whisper", ["architectures": ["WhisperForAudioClassification"]]).contains("WhisperForAudioClassification"))
+      #expect(message("t5", ["d_model": 0]).contains("\"d_model\" must be a whole number"))
+      #expect(message("t5", ["num_layers": 1_000_000_000]).contains("\"num_layers\""))
+      #expect(message("t5", ["num_layers": 10_000]).contains("describes a model of at least"))
+      #expect(message("t5", ["feed_forward_proj": "gated-gulu"]).contains("gulu"))
+      #expect(message("t5", ["feed_forward_proj": "very-gated-gelu"]).contains("feed_forward_proj"))
+      #expect(message("t5", ["architectures": ["T5EncoderModel"]]).contains("T5EncoderModel"))
+      #expect(message("t5", ["relative_attention_max_distance": 3]).contains("relative positions"))
+      #expect(message("t5", ["num_layers": 3]).contains("encoder.block.2"))
+      #expect(message("t5", ["decoder_start_token_id": 64]).contains("decoder_start_token_id"))
+      #expect(message("whisper", ["encoder_ffn_dim": .integer(1 << 24)]).contains("describes a model of at least"))
+      #expect(message("whisper", ["max_source_positions": .integer(1 << 24)]).contains("describes a model of at least"))
+      #expect(message("whisper", ["decoder_attention_heads": 5]).contains("not a multiple"))
+      #expect(message("whisper", ["num_mel_bins": 80]).contains("conv1"))
+      #expect(message("whisper", ["architectures": ["WhisperForAudioClassification"]]).contains("WhisperForAudioClassification"))
     }
   }
 

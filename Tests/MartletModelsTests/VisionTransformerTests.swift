@@ -79,25 +79,24 @@ import Testing
 
   @Test func whatMakesNoModelIsRefusedByName() throws {
     try ShapeFixtures.withTemporaryFolder { folder in
-      func message(_ changes: JSONObject) throws -> String {
-        let path = try ShapeFixtures.changed("vit", in: folder, changes)
+      func message(_ changes: JSONObject) -> String {
         do {
-          _ = try PretrainedModel.load(path)
+          _ = try PretrainedModel.load(try ShapeFixtures.changed("vit", in: folder, changes))
           return "loaded"
         } catch { return "\(error)" }
       }
-      #expect(try message(["image_size": 0]).contains("\"image_size\""))
-      #expect(try message(["image_size": [24, 24, 3]]).contains("\"image_size\""))
-      #expect(try message(["image_size": [24, 24]]) == "loaded")
-      #expect(try message(["image_size": 32]).contains("position_embeddings"))
-      #expect(try message(["image_size": 65536, "patch_size": 1]).contains("too many tokens"))
-      #expect(try message(["image_size": 65536, "patch_size": 64]).contains("describes a model of at least"))
-      #expect(try message(["patch_size": [8, 4]]).contains("square patches"))
-      #expect(try message(["patch_size": 48]).contains("at least a patch"))
-      #expect(try message(["num_channels": 1]).contains("patch_embeddings.projection.weight"))
-      #expect(try message(["hidden_size": 1_000_000_000]).contains("\"hidden_size\""))
-      #expect(try message(["num_attention_heads": 5]).contains("not a multiple"))
-      #expect(try message(["architectures": ["ViTForMaskedImageModeling"]]).contains("ViTForMaskedImageModeling"))
+      #expect(message(["image_size": 0]).contains("\"image_size\""))
+      #expect(message(["image_size": [24, 24, 3]]).contains("\"image_size\""))
+      #expect(message(["image_size": [24, 24]]) == "loaded")
+      #expect(message(["image_size": 32]).contains("position_embeddings"))
+      #expect(message(["image_size": 65536, "patch_size": 1]).contains("too many tokens"))
+      #expect(message(["image_size": 65536, "patch_size": 64]).contains("describes a model of at least"))
+      #expect(message(["patch_size": [8, 4]]).contains("square patches"))
+      #expect(message(["patch_size": 48]).contains("at least a patch"))
+      #expect(message(["num_channels": 1]).contains("patch_embeddings.projection.weight"))
+      #expect(message(["hidden_size": 1_000_000_000]).contains("\"hidden_size\""))
+      #expect(message(["num_attention_heads": 5]).contains("not a multiple"))
+      #expect(message(["architectures": ["ViTForMaskedImageModeling"]]).contains("ViTForMaskedImageModeling"))
     }
   }
 }
