@@ -208,6 +208,15 @@ public func deltaRule(
   _ query: Tensor, _ key: Tensor, _ value: Tensor, rate: Tensor, logDecay: Tensor? = nil, initialState: Tensor? = nil,
   scale: Double? = nil, chunk: Int = 64
 ) -> (output: Tensor, state: Tensor) {
+  // The solve loses too much in 16 bits, also where autocast would choose them for the products that lead to it.
+  if isAutocastEnabled(query.device) || query.dtype == .bfloat16 || query.dtype == .float16 {
+    let (o, s) = withAutocast(false, device: query.device) {
+      deltaRule(
+        query.to(.float32), key.to(.float32), value.to(.float32), rate: rate.to(.float32), logDecay: logDecay?.to(.float32),
+        initialState: initialState?.to(.float32), scale: scale, chunk: chunk)
+    }
+    return (o.to(value.dtype), s)
+  }
   let (batch, heads, length) = (key.dim(0), key.dim(1), key.dim(2))
   let size = min(chunk, max(length, 1))
   let count = (length + size - 1) / size
