@@ -45,7 +45,7 @@ public struct MixerKind: Sendable {
   }
 
   /// Every mixer that can be built, by name.
-  public static let all: [MixerKind] = [.softmax, .window, .linear, .gla, .retention, .scalarGate, .s4d, .s4]
+  public static let all: [MixerKind] = [.softmax, .window, .linear, .gla, .retention, .scalarGate, .deltaNet, .s4d, .s4]
 
   /// The mixer of a name. Throws `ConfigurationError`, which lists the names and suggests the nearest.
   public static func named(_ name: String) throws -> MixerKind {
@@ -189,26 +189,29 @@ extension MixerKind {
     ConfigurationKey("gate_temperature", .number, default: 16, "τ: log-gates are divided by it"),
     ConfigurationKey("output_gate", .boolean, default: true, "SiLU gate on the output"),
     ConfigurationKey("convolution", .integer, default: 0, "size of a causal depthwise convolution on q, k, v; 0 for none"),
+    ConfigurationKey("norm_epsilon", .number, default: 1e-5, "of the norm on the output"),
     ConfigurationKey("chunk", .integer, default: 64, "positions processed together"),
   ]
 
   private static let gateKey = ConfigurationKey(
     "gate", .string, default: "per_channel", "what makes the state forget", choices: GatedLinearAttention.GateKind.allCases.map(\.rawValue))
 
+  /// The width of all heads together at a ratio to the model's: the nearest even width per head, at least 2.
+  private static func total(_ options: JSONValue, _ key: String, _ fallback: Double, _ site: MixerSite, _ heads: Int) -> Int {
+    max(2, 2 * Int((Double(site.width) * (options[key]?.doubleValue ?? fallback) / Double(2 * heads)).rounded())) * heads
+  }
+
   /// With a gate of its own, or with the one that the key `gate` chooses.
   private static func gated(_ name: String, _ summary: String, _ fixed: GatedLinearAttention.GateKind? = nil) -> MixerKind {
     MixerKind(name: name, summary: summary, keys: (fixed == nil ? [gateKey] : []) + gatedKeys) { site, options, generator in
       let gate = fixed ?? options["gate"]?.stringValue.flatMap(GatedLinearAttention.GateKind.init) ?? .perChannel
       let heads = try heads(options, site)
-      func total(_ key: String, _ fallback: Double) -> Int {
-        // The nearest even width per head, at least 2.
-        max(2, 2 * Int((Double(site.width) * (options[key]?.doubleValue ?? fallback) / Double(2 * heads)).rounded())) * heads
-      }
       let configuration = GatedLinearAttention.Configuration(
-        width: site.width, heads: heads, keyWidth: total("key_ratio", 0.5), valueWidth: total("value_ratio", 1), gate: gate,
+        width: site.width, heads: heads, keyWidth: total(options, "key_ratio", 0.5, site, heads),
+        valueWidth: total(options, "value_ratio", 1, site, heads), gate: gate,
         gateRank: options["gate_rank"]?.intValue ?? 16, gateTemperature: options["gate_temperature"]?.doubleValue ?? 16,
         outputGate: options["output_gate"]?.boolValue ?? true, convolution: options["convolution"]?.intValue ?? 0,
-        chunk: options["chunk"]?.intValue ?? 64, isCausal: site.isCausal)
+        normEpsilon: options["norm_epsilon"]?.doubleValue ?? 1e-5, chunk: options["chunk"]?.intValue ?? 64, isCausal: site.isCausal)
       guard configuration.gateRank > 0, configuration.gateTemperature > 0, configuration.chunk > 0, configuration.convolution >= 0 else {
         throw ConfigurationError("gate_rank, gate_temperature and chunk must be positive and convolution not negative")
       }
@@ -219,6 +222,32 @@ extension MixerKind {
   public static let gla = gated("gla", "gated linear attention (Yang et al. 2023)")
   public static let retention = gated("retention", "retention: constant decay per head (Sun et al. 2023)", .retention)
   public static let scalarGate = gated("scalar_gate", "linear attention with one data-dependent decay per head", .scalar)
+
+  public static let deltaNet = MixerKind(
+    name: "deltanet", summary: "delta rule: writes correct what the memory says (Yang et al. 2024)",
+    keys: [
+      headsKey, ConfigurationKey("key_ratio", .number, default: 1, "total key width over model width"),
+      ConfigurationKey("value_ratio", .number, default: 1, "total value width over model width"),
+      ConfigurationKey("convolution", .integer, default: 4, "size of a causal depthwise convolution on q, k, v; 0 for none"),
+      ConfigurationKey("negative_eigenvalues", .boolean, default: false, "rates up to 2, so that transitions can reflect"),
+      ConfigurationKey("gated", .boolean, default: false, "a data-dependent decay of the state per head (Gated DeltaNet)"),
+      ConfigurationKey("output_gate", .boolean, default: false, "SiLU gate on the output"),
+      ConfigurationKey("norm_epsilon", .number, default: 1e-5, "of the norm on the output"),
+      ConfigurationKey("chunk", .integer, default: 64, "positions processed together"),
+    ]
+  ) { site, options, generator in
+    let heads = try heads(options, site)
+    let configuration = DeltaNet.Configuration(
+      width: site.width, heads: heads, keyWidth: total(options, "key_ratio", 1, site, heads),
+      valueWidth: total(options, "value_ratio", 1, site, heads), convolution: options["convolution"]?.intValue ?? 4,
+      allowNegativeEigenvalues: options["negative_eigenvalues"]?.boolValue ?? false, gated: options["gated"]?.boolValue ?? false,
+      outputGate: options["output_gate"]?.boolValue ?? false, normEpsilon: options["norm_epsilon"]?.doubleValue ?? 1e-5,
+      chunk: options["chunk"]?.intValue ?? 64, isCausal: site.isCausal)
+    guard configuration.chunk > 0, configuration.convolution >= 0 else {
+      throw ConfigurationError("chunk must be positive and convolution not negative")
+    }
+    return DeltaNet(configuration, generator: generator)
+  }
 
   private static let stateKeys: [ConfigurationKey] = [
     ConfigurationKey("state", .integer, default: 64, "N, state size of each channel (even)"),

@@ -38,13 +38,15 @@ public final class GatedLinearAttention: Module, RecurrentMixer {
     public var outputGate: Bool
     /// Depthwise causal convolution of this size (with SiLU) on queries, keys and values; 0 for none.
     public var convolution: Int
+    public var normEpsilon: Double
     public var chunk: Int
     /// A non-causal mixer adds the scan of the reversed sequence, with the same projections.
     public var isCausal: Bool
 
     public init(
       width: Int, heads: Int = 4, keyWidth: Int? = nil, valueWidth: Int? = nil, gate: GateKind = .perChannel, gateRank: Int = 16,
-      gateTemperature: Double = 16, outputGate: Bool = true, convolution: Int = 0, chunk: Int = 64, isCausal: Bool = true
+      gateTemperature: Double = 16, outputGate: Bool = true, convolution: Int = 0, normEpsilon: Double = 1e-5,
+      chunk: Int = 64, isCausal: Bool = true
     ) {
       self.width = width
       self.heads = heads
@@ -55,6 +57,7 @@ public final class GatedLinearAttention: Module, RecurrentMixer {
       self.gateTemperature = gateTemperature
       self.outputGate = outputGate
       self.convolution = convolution
+      self.normEpsilon = normEpsilon
       self.chunk = chunk
       self.isCausal = isCausal
     }
@@ -104,7 +107,7 @@ public final class GatedLinearAttention: Module, RecurrentMixer {
       gateOut = nil
     }
     outputGate = c.outputGate ? projection(c.width, c.valueWidth) : nil
-    norm = RMSNorm(c.valueWidth / c.heads, epsilon: 1e-5)
+    norm = RMSNorm(c.valueWidth / c.heads, epsilon: c.normEpsilon)
     output = projection(c.valueWidth, c.width)
     func convolution(_ width: Int) -> ShortConvolution? {
       c.convolution > 0 ? ShortConvolution(width, kernel: c.convolution, generator: generator) : nil
@@ -235,10 +238,7 @@ public final class GatedLinearAttention: Module, RecurrentMixer {
   public func advance(_ x: Tensor, _ state: inout State) -> Tensor {
     var inputs = [query(x), key(x), value(x)]
     for (i, convolution) in [queryConvolution, keyConvolution, valueConvolution].enumerated() {
-      guard let convolution else { continue }
-      let window = concatenated([state.convolutions[i], inputs[i]], axis: 1)
-      inputs[i] = convolution(window)[.all, (convolution.kernel - 1)...]
-      state.convolutions[i] = window[.all, (window.dim(1) - convolution.kernel + 1)...]
+      if let convolution { inputs[i] = convolution.advance(inputs[i], &state.convolutions[i]) }
     }
     var memory = state.memory
     let y = mix(x, inputs[0], inputs[1], inputs[2], positions: state.positions, mask: nil) { q, k, v, g in
