@@ -45,7 +45,8 @@ public struct PretrainedModel {
   /// Reads a model.
   ///
   /// - Parameters:
-  ///   - dtype: converts floating-point tensors; `nil` keeps theirs.
+  ///   - dtype: converts floating-point tensors; `nil` keeps theirs. Numbers of 16 bits stay so in the matrices of linear layers and
+  ///     embeddings, which the kernels read as they are; everything else, and all activations, are float32.
   ///   - progress: called after every tensor.
   /// - Throws: `FileError` or `SafetensorsError` that names the file, and the key or the tensors: an unknown architecture, options that
   ///   aren't supported, numbers that make no model, missing, unexpected and misshapen tensors, damaged shards.
@@ -69,13 +70,18 @@ public struct PretrainedModel {
     let shapes = Dictionary(uniqueKeysWithValues: (model.parameters() + model.buffers()).map { ($0.name, $0.tensor.shape) })
     let layout = try Layout(blueprint, shapes: shapes, tensors: Set(tensors.keys), file: directory)
 
+    let matrices = Set(
+      model.modules().filter { $0.module is Linear || $0.module is Embedding }.map { $0.path.isEmpty ? "weight" : $0.path + ".weight" })
     var state: [String: Tensor] = [:]
     var (count, bytes) = (0, 0)
     func adopt(_ rules: [TensorRule], _ tensors: [String: Tensor]) {
       for rule in rules {
         let tensor = tensors[rule.foreign]!
         let own = rule.split(dtype.map { tensor.to($0) } ?? tensor, rule.own.map { shapes[$0]! })
-        for (name, value) in zip(rule.own, own) { state[name] = value }
+        for (name, value) in zip(rule.own, own) {
+          let isHalf = value.dtype == .bfloat16 || value.dtype == .float16
+          state[name] = isHalf && (value.dtype == .float16 || !matrices.contains(name)) ? value.to(.float32) : value
+        }
         count += 1
         bytes += tensor.byteCount
         progress?(LoadProgress(tensors: count, allTensors: layout.rules.count, bytes: bytes, allBytes: allBytes))
@@ -160,7 +166,12 @@ public struct PretrainedModel {
     let target = isNew ? "\(directory).\(UUID().uuidString).partial" : directory
     defer { if isNew { try? manager.removeItem(atPath: target) } }
 
-    let parameters = Dictionary(uniqueKeysWithValues: (model.parameters() + model.buffers()).map { ($0.name, $0.tensor.detached()) })
+    // A model whose matrices have 16 bits is written in 16 bits: what was widened on loading goes back unchanged.
+    let half = model.parameters().first { $0.tensor.dtype == .bfloat16 }?.tensor.dtype
+    let parameters = Dictionary(
+      uniqueKeysWithValues: (model.parameters() + model.buffers()).map { name, tensor in
+        (name, half.map { tensor.dtype.isFloatingPoint ? tensor.detached().to($0) : tensor.detached() } ?? tensor.detached())
+      })
     func joined(_ rules: [TensorRule]) throws -> [String: Tensor] {
       var result: [String: Tensor] = [:]
       for rule in rules {
