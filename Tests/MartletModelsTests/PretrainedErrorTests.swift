@@ -168,7 +168,7 @@ import Testing
   }
 
   /// Every key of a configuration with every kind of wrong value: an error or a model that works, never a trap.
-  @Test(arguments: ["llama-yarn", "gemma3", "phi3-longrope", "gpt2", "delta-net", "roberta"])
+  @Test(arguments: ["llama-yarn", "gemma3", "phi3-longrope", "gpt2", "delta-net", "roberta", "t5", "vit", "whisper"])
   func noConfigurationBringsTheProcessDown(name: String) throws {
     let json = try JSONValue.parse(
       String(contentsOfFile: PretrainedFixture.folder(name) + "/config.json", encoding: .utf8)
@@ -199,8 +199,8 @@ import Testing
           let pretrained = try PretrainedModel.load(folder)
           loaded += 1
           let tokens = Tensor([3, 4, 5], [1, 3])
-          let output = withoutGradient { pretrained.languageModel?(tokens) ?? pretrained.textEncoder!(tokens) }
-          #expect(output.dim(1) == 3, "\(key)")
+          let output = withoutGradient { pretrained.languageModel?(tokens) ?? pretrained.textEncoder?(tokens) }
+          #expect(output.map { $0.dim(1) == 3 } ?? true, "\(key)")
         } catch {
           #expect(error is FileError || error is SafetensorsError, "\(key): \(error)")
         }
