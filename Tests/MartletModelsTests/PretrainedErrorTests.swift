@@ -173,7 +173,7 @@ import Testing
     let json = try JSONValue.parse(
       String(contentsOfFile: PretrainedFixture.folder(name) + "/config.json", encoding: .utf8)
     ).objectValue!
-    let values: [JSONValue] = [0, -1, 3, .integer(.max), .number(1e300), .number(0.01), "x", [1, 2], [:], .null]
+    let values: [JSONValue] = [0, .integer(.max), .number(0.01), "x", [1, 2]]
     var variants: [(String, JSONObject)] = []
     for key in json.keys {
       for value in values {
