@@ -16,6 +16,9 @@ enum PretrainedFixture {
     "bert", "roberta", "distilbert", "minilm", "bert-classifier", "bert-cross-encoder", "roberta-classifier", "distilbert-classifier",
   ]
 
+  static let others = ["t5", "t5-v1.1", "whisper", "vit", "vit-features", "deit"]
+  static let all = decoders + encoders + others
+
   /// What the reference computed; integers as int64.
   static func expected(_ name: String) throws -> [String: Tensor] {
     try SafetensorsFile(folder(name) + "/expected.safetensors").tensors().mapValues { $0.dtype.isFloatingPoint ? $0 : $0.to(.int64) }
