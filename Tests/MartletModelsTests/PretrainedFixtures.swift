@@ -19,6 +19,9 @@ enum PretrainedFixture {
   static let visionTransformers = ["vit", "vit-features", "deit"]
   static let all = decoders + encoders + encoderDecoders + visionTransformers
 
+  static let others = ["t5", "t5-v1.1", "whisper", "vit", "vit-features", "deit"]
+  static let all = decoders + encoders + others
+
   /// What the reference computed; integers as int64.
   static func expected(_ name: String) throws -> [String: Tensor] {
     try SafetensorsFile(folder(name) + "/expected.safetensors").tensors().mapValues { $0.dtype.isFloatingPoint ? $0 : $0.to(.int64) }
