@@ -19,25 +19,11 @@ namespace {
 
 using lanes::Floats;
 using lanes::Words;
-typedef int8_t Bytes __attribute__((vector_size(16)));
-typedef int32_t Ints __attribute__((vector_size(64)));
 
 MARTLET_INLINE float widen(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 
-MARTLET_INLINE void load(Floats& v, const int8_t* p) {
-  Bytes bytes;
-  std::memcpy(&bytes, p, sizeof bytes);
-  v = __builtin_convertvector(__builtin_convertvector(bytes, Ints), Floats);
-}
-MARTLET_INLINE void load(Floats& v, const float* p) { lanes::load(v, p); }
-MARTLET_INLINE void load(Floats& v, const uint16_t* p) { lanes::load(v, p); }
-
-template <typename T>
-MARTLET_INLINE void loadSome(Floats& v, const T* p, int64_t count) {
-  T some[lanes::width] = {};
-  std::memcpy(some, p, static_cast<size_t>(count) * sizeof(T));
-  load(v, some);
-}
+using lanes::load;
+using lanes::loadSome;
 
 /// Lane r · T + t of sum[0] is the product of row first + r and vector t.
 template <int T>

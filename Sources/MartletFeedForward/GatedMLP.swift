@@ -1,4 +1,5 @@
 private let fused = Operator("martlet::gated_mlp")
+private let fusedQuantized = Operator("martlet::quantized_gated_mlp")
 
 /// W_down (φ(W_gate x) ⊙ W_up x): SwiGLU with φ = SiLU, GeGLU with φ = GELU (Shazeer 2020, eqs. 5–6; without biases unless asked for).
 public final class GatedMLP: Module, FeedForward {
@@ -21,6 +22,14 @@ public final class GatedMLP: Module, FeedForward {
     {
       return fused(
         .tensor(x), .tensor(gate.weight), .tensor(up.weight), .tensor(down.weight), .string(activation.rawValue))
+    }
+    if let gate = gate as? QuantizedLinear, let up = up as? QuantizedLinear, let down = down as? QuantizedLinear,
+      gate.sharesForm(with: up), gate.sharesForm(with: down), activation.isFused, gate.bias == nil, up.bias == nil, down.bias == nil
+    {
+      return fusedQuantized(
+        .tensor(x), .tensor(gate.packed), .tensor(gate.scales), .tensor(gate.minima), .tensor(up.packed), .tensor(up.scales),
+        .tensor(up.minima), .tensor(down.packed), .tensor(down.scales), .tensor(down.minima), .int(gate.quantization.bits),
+        .int(gate.quantization.group), .string(activation.rawValue))
     }
     return down(activation(gate(x)) * up(x))
   }

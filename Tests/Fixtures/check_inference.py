@@ -217,7 +217,112 @@ def check_feed_forward():
     expect_error("activation", lambda: ops.quantized_gated_mlp(x, *parts[0], *parts[1], *parts[2], 4, 32, "swish"))
 
 
-CHECKS = [check_mixed_linear, check_quantized_linear, check_feed_forward]
+def expected_step(q, k, v, lengths, window=-1, scale=None, bias=None, softcap=None):
+    q, k, v = q.double(), k.double(), v.double()
+    batch, heads, width = q.shape
+    k, v = (t.repeat_interleave(heads // k.shape[1], 1) for t in (k, v))
+    scores = torch.einsum("bhd,bhsd->bhs", q, k) * (width**-0.5 if scale is None else scale)
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + bias.double()
+    place = torch.arange(k.shape[2])
+    closed = place >= lengths[:, None]
+    if window >= 0:
+        closed = closed | (place < lengths[:, None] - 1 - window)
+    scores = scores.masked_fill(closed[:, None], float("-inf"))
+    return torch.einsum("bhs,bhsd->bhd", scores.softmax(-1).nan_to_num(0), v)
+
+
+def int8_cache(x):
+    scale = (x.abs().amax(-1) / 127).clamp(min=1e-30)
+    return (x / scale[..., None]).round().to(torch.int8), scale
+
+
+def check_attention_step():
+    step = torch.ops.martlet.attention_step
+    sizes = [(1, 4, 4, 70, 32), (2, 8, 2, 1300, 64), (3, 6, 1, 129, 33), (1, 2, 2, 5, 7), (2, 16, 2, 600, 128)]
+    for batch, heads, key_heads, capacity, width in sizes:
+        q, k, v = randn(batch, heads, width), randn(batch, key_heads, capacity, width), randn(batch, key_heads, capacity, width + 3)
+        lengths = torch.randint(1, capacity + 1, (batch,), generator=generator)
+        lengths[0] = capacity
+        kq, ks = int8_cache(k)
+        vq, vs = int8_cache(v)
+        caches = {
+            "f32": ((k, v), (k, v), {}),
+            "bf16": ((k.bfloat16(), v.bfloat16()), (k.bfloat16(), v.bfloat16()), {}),
+            "int8": ((kq, vq), (kq.double() * ks.double()[..., None], vq.double() * vs.double()[..., None]),
+                     {"key_scales": ks, "value_scales": vs}),
+        }
+        for kind, (stored, exact, scales) in caches.items():
+            for window in (-1, 0, 17):
+                for softcap in (None, 50.0, 0.7):
+                    for bias in (None, randn(capacity), randn(heads, capacity), randn(1, capacity), randn(batch, 1, capacity)):
+                        for scale in (None, 0.3):
+                            ours = step(q, *stored, lengths, window, scale, bias, softcap, **scales)
+                            record(f"attention_step {kind}", ours, expected_step(q, *exact, lengths, window, scale, bias, softcap))
+        bias = randn(heads, capacity).masked_fill(torch.rand(heads, capacity, generator=generator) < 0.5, float("-inf"))
+        bias[:, : capacity // 2] = float("-inf")
+        record("attention_step closed by bias", step(q, k, v, lengths, bias=bias), expected_step(q, k, v, lengths, bias=bias))
+    expect_error("key_scales", lambda: step(q, kq, vq, lengths))
+    expect_error("bias", lambda: step(q, k, v, lengths, bias=randn(heads, capacity + 1)))
+    expect_error("softcap", lambda: step(q, k, v, lengths, softcap=0.0))
+    expect_error("lengths", lambda: step(q, k, v, lengths + capacity))
+
+
+def turned(x, cosine, sine):
+    pairs = cosine.shape[-1]
+    a, b = x[..., :pairs], x[..., pairs : 2 * pairs]
+    return torch.cat([a * cosine - b * sine, b * cosine + a * sine, x[..., 2 * pairs :]], -1)
+
+
+def check_rotary():
+    ops = torch.ops.martlet
+    for batch, heads, key_heads, length, width, pairs in [(2, 4, 2, 9, 64, 32), (1, 3, 3, 50, 20, 3), (3, 8, 1, 1, 33, 16), (2, 2, 1, 4, 6, 0)]:
+        for rows in (False, True):
+            angle = randn(batch, 1, length, pairs) if rows else randn(length, pairs)
+            cosine, sine = angle.cos(), angle.sin()
+            x = randn(batch, length, 3, heads, width)[:, :, 1].transpose(1, 2).requires_grad_()
+            y, expected = ops.rotary(x, cosine, sine), turned(x.double(), cosine.double(), sine.double())
+            record("rotary", y, expected)
+            seed = randn(*y.shape)
+            record("rotary dx", torch.autograd.grad(y, x, seed)[0], torch.autograd.grad(expected, x, seed.double())[0])
+        for rows in (None, 1, batch):
+            for kind in (torch.float32, torch.bfloat16, torch.int8):
+                fused = randn(batch, (heads + 2 * key_heads) * width)
+                q, k, v = (t.view(batch, -1, width) for t in fused.split([heads * width, key_heads * width, key_heads * width], 1))
+                capacity = 12
+                caches = [(randn(batch, key_heads, capacity, width) * 9).to(kind) for _ in range(2)]
+                before = [c.clone() for c in caches]
+                scales = [randn(batch, key_heads, capacity) for _ in range(2)] if kind == torch.int8 else [None, None]
+                entries = torch.randint(0, capacity, (batch,), generator=generator)
+                angle = None if rows is None else randn(rows, 1, 1, pairs)
+                cosine, sine = (None, None) if angle is None else (angle.cos(), angle.sin())
+                got = ops.cache_append_rotary(q, k, v, cosine, sine, *caches, entries, *scales)
+                q64, k64, v64 = q.double(), k.double(), v.double()
+                if angle is not None:
+                    c64, s64 = cosine.double().view(rows, 1, pairs), sine.double().view(rows, 1, pairs)
+                    q64, k64 = turned(q64, c64, s64), turned(k64, c64, s64)
+                record("cache_append_rotary query", got, q64)
+                for name, cache, old, expected, scale in zip(("key", "value"), caches, before, (k64, v64), scales):
+                    written = torch.zeros(batch, 1, capacity, 1, dtype=torch.bool)
+                    written[torch.arange(batch), :, entries] = True
+                    record_bound("entries untouched", bool((cache == old).masked_fill(written, True).all()))
+                    found = torch.stack([cache[b, :, e].double() for b, e in enumerate(entries.tolist())])
+                    if kind == torch.int8:
+                        steps = torch.stack([scale[b, :, e].double() for b, e in enumerate(entries.tolist())])[..., None]
+                        record_bound("int8 step", bool((steps[..., 0] <= expected.abs().amax(-1) / 127 * 1.000001 + 1e-30).all()))
+                        record_bound("int8 rounding", bool(((found * steps - expected).abs() <= steps * 0.50001).all()))
+                    elif kind == torch.bfloat16:
+                        record_bound("bf16 rounding", bool(((found - expected).abs() <= expected.abs() * 2.0**-8 * 1.0001 + 1e-6).all()))
+                    else:
+                        record(f"cache_append_rotary {name}", found, expected)
+    expect_error("entries", lambda: ops.cache_append_rotary(q, k, v, None, None, *caches, entries + capacity, *scales))
+    expect_error("key_cache", lambda: ops.cache_append_rotary(q, k, v, None, None, caches[0][:, :, ::2], caches[1], entries, *scales))
+    expect_error("scales", lambda: ops.cache_append_rotary(q, k, v, None, None, *caches, entries))
+
+
+CHECKS = [check_mixed_linear, check_quantized_linear, check_feed_forward, check_attention_step, check_rotary]
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:

@@ -1,0 +1,109 @@
+import Foundation
+import MartletFormats
+import Testing
+
+@testable import MartletNN
+
+private final class Pair: Module {
+  @Child var first: any LinearLayer
+  @Child(key: "second_proj") var second: any LinearLayer
+  @Child var more: [any LinearLayer]
+
+  override init() {
+    super.init()
+    let generator = RandomGenerator(seed: 5)
+    first = Linear(70, 40, generator: generator)
+    second = Linear(40, 33, bias: false, generator: generator)
+    more = [Linear(3, 4, generator: generator), Linear(4, 5, generator: generator)]
+  }
+}
+
+struct QuantizedLinearTests {
+  static let forms = [
+    WeightQuantization(bits: 8), WeightQuantization(bits: 8, group: 32), WeightQuantization(bits: 4),
+    WeightQuantization(bits: 4, group: 32, asymmetric: true), WeightQuantization(bits: 4, group: 128),
+  ]
+
+  @Test(arguments: forms) func theProductIsTheDequantisedWeights(form: WeightQuantization) throws {
+    let generator = RandomGenerator(seed: 1)
+    let weight = Tensor.randn([50, 300], generator: generator)
+    let bias = Tensor.randn([50], generator: generator)
+    let layer = try QuantizedLinear(weight: weight, bias: bias, form)
+    #expect(layer.inFeatures == 300 && layer.outFeatures == 50)
+    let dense = layer.denseWeight()
+    for rows in [1, 5, 40] {
+      let x = Tensor.randn([rows, 300], generator: generator)
+      let expected = x.matmul(dense.T) + bias
+      let error = ((layer(x) - expected).abs().max() / expected.abs().max()).item(Float.self)
+      #expect(error < 1e-5, "\(rows) rows: \(error)")
+    }
+  }
+
+  @Test(arguments: forms) func roundingErrsByHalfAScaleAtMost(form: WeightQuantization) throws {
+    let weight = Tensor.randn([20, 256], generator: RandomGenerator(seed: 2))
+    let layer = try QuantizedLinear(weight: weight, form)
+    let span = form.group == 0 ? 256 : form.group
+    let scales = layer.scales.to(.float32).expandedDimension(-1)
+    let error = (weight - layer.denseWeight()).abs().reshaped(20, 256 / span, span)
+    let worst = (error - scales / 2).max().item(Float.self)
+    #expect(worst < 1e-6, "worst error exceeds half a scale by \(worst)")
+    #expect(layer.storageBytes < weight.byteCount / (form.bits == 8 ? 3 : 5))
+  }
+
+  @Test func gradientsReachTheInput() throws {
+    let generator = RandomGenerator(seed: 3)
+    let layer = try QuantizedLinear(weight: .randn([12, 40], generator: generator), WeightQuantization(bits: 4, group: 32))
+    let x = Tensor.randn([3, 40], generator: generator).tracked()
+    let seed = Tensor.randn([3, 12], generator: generator)
+    layer(x).backward(seed: seed)
+    let expected = seed.matmul(layer.denseWeight())
+    let error = ((x.gradient! - expected).abs().max() / expected.abs().max()).item(Float.self)
+    #expect(error < 1e-5, "\(error)")
+  }
+
+  @Test func linearLayersAreReplacedByPath() throws {
+    let model = Pair()
+    let before = model.module(at: "first") as? Linear
+    weak var released = model.module(at: "second_proj")
+    let paths = try model.quantizeLinears(WeightQuantization(bits: 4)) { !$0.hasPrefix("more") }
+    #expect(paths == ["first", "second_proj"])
+    #expect(released == nil)
+    let first = try #require(model.first as? QuantizedLinear)
+    #expect(model.more.allSatisfy { $0 is Linear })
+    #expect(first.bias === before?.bias)
+    try model.quantizeLinears(WeightQuantization(bits: 8))
+    #expect(model.more.allSatisfy { $0 is QuantizedLinear } && model.first === first)
+  }
+
+  @Test(arguments: forms) func aSavedStateLoadsIntoAnEmptyLayer(form: WeightQuantization) throws {
+    let generator = RandomGenerator(seed: 4)
+    let layer = try QuantizedLinear(weight: .randn([9, 200], generator: generator), bias: .randn([9], generator: generator), form)
+    let empty = try QuantizedLinear(200, 9, bias: true, form)
+    try empty.load(layer.stateDictionary())
+    let x = Tensor.randn([2, 200], generator: generator)
+    #expect(empty(x).isEqual(to: layer(x)))
+  }
+
+  @Test func unknownFormsAreErrors() {
+    let weight = Tensor.ones([4, 64])
+    for form in [
+      WeightQuantization(bits: 3), WeightQuantization(bits: 4, group: 0), WeightQuantization(bits: 8, group: 48),
+      WeightQuantization(bits: 8, asymmetric: true),
+    ] {
+      #expect(throws: ConfigurationError.self) { try QuantizedLinear(weight: weight, form) }
+    }
+    #expect(throws: TensorError.self) { try QuantizedLinear(weight: weight * Float.infinity, WeightQuantization(bits: 4)) }
+  }
+
+  @Test func bfloat16WeightsMeetFloatActivations() {
+    let generator = RandomGenerator(seed: 6)
+    let weight = Tensor.randn([30, 50], generator: generator).to(.bfloat16)
+    for rows in [1, 20] {
+      let x = Tensor.randn([rows, 50], generator: generator)
+      let y = withoutGradient { linearMap(x, weight) }
+      let expected = x.matmul(weight.to(.float32).T)
+      let error = ((y - expected).abs().max() / expected.abs().max()).item(Float.self)
+      #expect(y.dtype == .float32 && error < 1e-5, "\(rows) rows: \(error)")
+    }
+  }
+}
