@@ -108,14 +108,53 @@ public final class SequenceBackbone: Module {
     /// [batch, length] bool, true at real positions.
     public let mask: Tensor?
 
+    /// Inputs; one serves any number of sequences.
+    public var batch: Int { layers.first?.keys.dim(0) ?? 0 }
+
     func attend(_ x: Tensor, _ block: Block, layer: Int) -> Tensor? {
-      block.crossAttention?.attend(x, to: layers[layer].keys, layers[layer].values, keyMask: mask)
+      guard let attention = block.crossAttention else { return nil }
+      let (keys, values) = layers[layer]
+      if keys.dim(0) == 1 && x.dim(0) > 1 {
+        // All queries see the same keys, so those of several sequences are as good as those of one.
+        return attention.attend(x.reshaped(1, -1, x.dim(2)), to: keys, values, keyMask: mask).reshaped(x.shape)
+      }
+      return attention.attend(x, to: keys, values, keyMask: mask)
     }
 
     /// The sequences at these rows.
     public func selecting(_ rows: [Int]) -> Memory {
+      if batch == 1 || rows == Array(0..<batch) { return self }
       let index = Tensor(rows)
-      return Memory(layers: layers.map { ($0.keys.take(index), $0.values.take(index)) }, mask: mask?.take(index))
+      return Memory(
+        layers: layers.map { ($0.keys.take(index.to($0.keys.device)), $0.values.take(index.to($0.values.device))) },
+        mask: mask.map { $0.take(index.to($0.device)) })
+    }
+
+    /// The inputs of several memories of one model, each repeated for so many sequences, padded to the longest.
+    static func joined(_ parts: [(memory: Memory, batch: Int)]) -> Memory? {
+      guard let first = parts.first?.memory else { return nil }
+      if first.batch == 1 && parts.allSatisfy({ $0.memory.batch == 1 && $0.memory.layers[0].keys === first.layers[0].keys }) {
+        return first
+      }
+      let longest = parts.map { $0.memory.layers[0].keys.dim(2) }.max()!
+      func join(_ tensors: [Tensor]) -> Tensor {
+        concatenated(
+          zip(tensors, parts).map { x, part in
+            let padded = x.dim(2) == longest ? x : x.padded([0, 0, 0, longest - x.dim(2)])
+            return x.dim(0) == part.batch ? padded : padded.repeated(part.batch, axis: 0)
+          })
+      }
+      let masks = parts.map { part -> Tensor in
+        let length = part.memory.layers[0].keys.dim(2)
+        let mask = part.memory.mask ?? Tensor.ones([part.memory.batch, length], dtype: .bool, device: first.layers[0].keys.device)
+        let padded = concatenated([mask, Tensor.zeros([mask.dim(0), longest - length], dtype: .bool, device: mask.device)], axis: 1)
+        return mask.dim(0) == part.batch ? padded : padded.repeated(part.batch, axis: 0)
+      }
+      let isFull = parts.allSatisfy { $0.memory.mask == nil && $0.memory.layers[0].keys.dim(2) == longest }
+      return Memory(
+        layers: first.layers.indices.map { i in
+          (join(parts.map { $0.memory.layers[i].keys }), join(parts.map { $0.memory.layers[i].values }))
+        }, mask: isFull ? nil : concatenated(masks))
     }
   }
 
@@ -142,13 +181,14 @@ public final class SequenceBackbone: Module {
     /// A copy that later steps of this one don't change.
     public func copied() -> State { selecting(Array(0..<batch)) }
 
-    /// The sequences of states of one model; none may attend to another sequence.
+    /// The sequences of states of one model; all or none attend to another sequence.
     public static func joined(_ states: [State]) -> State {
       if states.count == 1 { return states[0] }
       return State(
         layers: states[0].layers.indices.map { i in
           type(of: states[0].layers[i]).joinedAny(states.map { $0.layers[i] })
-        }, positions: states.flatMap(\.positions))
+        }, positions: states.flatMap(\.positions),
+        memory: .joined(states.compactMap { state in state.memory.map { ($0, state.batch) } }))
     }
 
     /// Forgets all but the first `length` positions. Returns false, changing nothing, where a layer can't go back.

@@ -59,13 +59,16 @@ public final class RelativePositionBias: Module {
     }
     let exact = count / 2
     if distance < exact { return result + distance }
-    let scaled = log(Double(distance) / Double(exact)) / log(Double(maximumDistance) / Double(exact))
-    return result + min(exact + Int(scaled * Double(count - exact)), count - 1)
+    // In single precision, as the models were trained: at distances where the bucket changes the last bit decides.
+    let scaled = log(Float(distance) / Float(exact)) / Float(log(Double(maximumDistance) / Double(exact))) * Float(count - exact)
+    return result + min(exact + Int(scaled), count - 1)
   }
 
   /// [heads, queries, keys]; queries are the last of the keys.
   public func callAsFunction(queries: Int, keys: Int) -> Tensor {
-    let ids = (0..<queries).flatMap { i in (0..<keys).map { j in bucket(j - (i + keys - queries)) } }
-    return weight.take(Tensor(ids)).reshaped(queries, keys, -1).transposed(2, 0, 1)
+    // One score for every distance; each query sees a window of them, which moves by one.
+    let ids = (1 - keys..<queries).map(bucket)
+    let scores = weight.take(Tensor(ids).to(weight.device)).T.contiguous()  // [heads, queries + keys − 1]
+    return scores.windows(axis: 1, size: keys, step: 1).flipped(axis: 1)
   }
 }

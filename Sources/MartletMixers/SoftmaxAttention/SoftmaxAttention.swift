@@ -191,6 +191,11 @@ public final class SoftmaxAttention: Module, RecurrentMixer {
 
   /// One query a row, over what its row holds.
   private func attendRows(_ q: Tensor, _ state: KeyValueCache, _ scoreBias: Tensor?) -> Tensor {
+    if state.isUniform {
+      let (keys, values) = state.ordered(q.dtype)
+      return softmaxAttention(
+        q, keys, values, causal: true, scale: configuration.scale, softcap: configuration.softcap, bias: scoreBias)
+    }
     let rows = state.lengths.indices.map { row -> Tensor in
       let (keys, values) = state.selecting([row]).ordered(q.dtype)
       return softmaxAttention(

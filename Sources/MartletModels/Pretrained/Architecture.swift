@@ -23,7 +23,7 @@ public struct Architecture: Sendable {
   }
 
   /// Every family, by shape of model.
-  public static let all: [Architecture] = decoders + linearDecoders + encoders
+  public static let all: [Architecture] = decoders + linearDecoders + encoders + [t5, whisper] + visionTransformers
 
   /// The family of a configuration. Throws `FileError` for one that isn't known, with the nearest and the list.
   static func of(_ reader: ConfigurationReader) throws -> (architecture: Architecture, modelType: String) {
@@ -77,6 +77,9 @@ public struct Blueprint: Sendable {
     public var rules: [NameRule]
   }
 
+  /// Elements that parts besides the backbone have at least (an encoder's layers, an image's positions).
+  public var otherElements = 0
+
   public init(
     backbone: BackboneConfiguration, layers: Int? = nil, prefix: String = "", ignored: [String] = [], rules: [NameRule],
     parts: [Part] = [], make: @escaping @Sendable (RandomGenerator) throws -> Module
@@ -93,6 +96,6 @@ public struct Blueprint: Sendable {
   /// Elements that the smallest model of this kind has at least: what a checkpoint must hold.
   var leastElements: Int {
     let vocabulary = if case .tokens(let vocabulary) = backbone.input { vocabulary } else { 0 }
-    return backbone.layers * (backbone.width + (backbone.hidden ?? 0)) + vocabulary
+    return backbone.layers * (backbone.width + (backbone.hidden ?? 0)) + vocabulary + otherElements
   }
 }

@@ -1,0 +1,109 @@
+import Foundation
+
+/// A decoded image of 8 bits a channel.
+public struct PixelImage: Sendable, Equatable {
+  public let width: Int
+  public let height: Int
+  /// 1 (grey) or 3 (red, green, blue).
+  public let channels: Int
+  /// Row by row from the top; the channels of a pixel stand together.
+  public let pixels: [UInt8]
+
+  /// Pixels of an image that can be read at most: 16 times those of a large photograph, so that a header can't ask for all memory.
+  public static let largest = 1 << 28
+
+  public init(width: Int, height: Int, channels: Int, pixels: [UInt8]) {
+    require(
+      width > 0 && height > 0 && pixels.count == width * height * channels,
+      "\(pixels.count) bytes are not an image of \(width)×\(height) pixels with \(channels) channels")
+    self.width = width
+    self.height = height
+    self.channels = channels
+    self.pixels = pixels
+  }
+
+  /// The same picture with another number of channels: grey in all three, or grey by the weights of ITU-R 601.
+  public func converted(channels target: Int) -> PixelImage {
+    if target == channels { return self }
+    let count = width * height
+    let converted: [UInt8]
+    if target == 3 {
+      converted = pixels.flatMap { [$0, $0, $0] }
+    } else {
+      converted = (0..<count).map { i in
+        let (red, green, blue) = (Int(pixels[3 * i]), Int(pixels[3 * i + 1]), Int(pixels[3 * i + 2]))
+        return UInt8((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16)
+      }
+    }
+    return PixelImage(width: width, height: height, channels: target, pixels: converted)
+  }
+
+  // MARK: Reading
+
+  /// Reads a PNM file: PGM (P2, P5) or PPM (P3, P6), of at most 65535 levels.
+  ///
+  /// Throws `FileError` for a file that can't be read or holds something else.
+  public init(contentsOf path: String) throws {
+    let data: Data
+    do {
+      data = try Data(contentsOf: URL(fileURLWithPath: path), options: .mappedIfSafe)
+    } catch {
+      throw FileError(path, "can't be read (\(error.localizedDescription))")
+    }
+    try self.init(data, name: path)
+  }
+
+  /// - Parameter name: for messages. Throws `FileError`.
+  public init(_ data: Data, name: String) throws { self = try Self.readPortableMap([UInt8](data), name: name) }
+
+  /// The portable formats of Netpbm: a text header, then numbers as bytes or as text.
+  private static func readPortableMap(_ bytes: [UInt8], name: String) throws -> PixelImage {
+    func fail(_ reason: String) -> FileError { FileError(name, reason) }
+    guard bytes.count > 2, bytes[0] == UInt8(ascii: "P"),
+      let kind = ["2", "3", "5", "6"].first(where: { Character($0).asciiValue == bytes[1] })
+    else { throw fail("is not a PGM or PPM image (P2, P3, P5 or P6)") }
+    var position = 2
+    func isSpace(_ byte: UInt8) -> Bool { byte == 32 || (9...13).contains(byte) }
+    /// The next number of the text, after spaces and comments.
+    func number(_ what: String) throws -> Int {
+      while position < bytes.count, isSpace(bytes[position]) || bytes[position] == UInt8(ascii: "#") {
+        if bytes[position] == UInt8(ascii: "#") {
+          while position < bytes.count, bytes[position] != 10 { position += 1 }
+        } else {
+          position += 1
+        }
+      }
+      var value = 0
+      let start = position
+      while position < bytes.count, (48...57).contains(bytes[position]), position - start < 10 {
+        value = value * 10 + Int(bytes[position] - 48)
+        position += 1
+      }
+      guard position > start else { throw fail("has no \(what) at byte \(start)") }
+      return value
+    }
+    let (width, height) = (try number("width"), try number("height"))
+    let levels = try number("number of levels")
+    let channels = kind == "3" || kind == "6" ? 3 : 1
+    guard width > 0, height > 0, width <= largest, height <= largest, width * height <= largest else {
+      throw fail("claims \(width)×\(height) pixels; images of 1 to \(largest) pixels can be read")
+    }
+    guard (1...65535).contains(levels) else { throw fail("claims \(levels) levels; 1 to 65535 can be read") }
+    let count = width * height * channels
+    func scaled(_ value: Int) -> UInt8 { UInt8((min(value, levels) * 255 + levels / 2) / levels) }
+    guard kind == "5" || kind == "6" else {
+      // Each number takes at least a digit and a space, so a short file can't claim a large image.
+      guard bytes.count - position >= 2 * count - 1 else { throw fail("ends before its \(count) numbers") }
+      return PixelImage(width: width, height: height, channels: channels, pixels: try (0..<count).map { _ in scaled(try number("number")) })
+    }
+    position += 1
+    let size = levels > 255 ? 2 : 1
+    guard bytes.count - position >= count * size else {
+      throw fail("is truncated: \(width)×\(height) pixels need \(count * size) bytes, \(max(0, bytes.count - position)) are left")
+    }
+    let pixels = (0..<count).map { i in
+      size == 1 ? scaled(Int(bytes[position + i])) : scaled(Int(bytes[position + 2 * i]) << 8 | Int(bytes[position + 2 * i + 1]))
+    }
+    return PixelImage(width: width, height: height, channels: channels, pixels: pixels)
+  }
+}
