@@ -3,7 +3,7 @@ struct WordCache: ~Copyable {
   /// Longer words are not kept.
   static let longestWord = 64
 
-  private struct Slot {
+  struct Slot {
     var tag: UInt32
     var key: UInt32
     var ids: UInt32
