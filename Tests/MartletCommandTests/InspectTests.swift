@@ -46,7 +46,7 @@ import Testing
   @Test func recurrentModelsHaveAConstantState() throws {
     let json = try CommandRun(["inspect", TinyModel.checkpoints + "/gla", "--json"]).json
     #expect(json["state"]?["isConstant"]?.boolValue == true)
-    #expect(try #require(json["state"]?["contexts"]?[0]?["full"]?.intValue) > 0)
+    #expect(try #require(json["state"]?["contexts"]?.arrayValue?.first?["full"]?.intValue) > 0)
     #expect(json["tokenizer"] == .null)
   }
 
