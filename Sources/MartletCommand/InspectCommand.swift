@@ -37,7 +37,7 @@ struct InspectCommand: ParsableCommand {
     if let c = model.configuration {
       let b = c.backbone
       facts.append(("architecture", "\(c.modelType) (\(c.architecture.summary))"))
-      let mixers = Set(b.mixers.map { $0.kind.name }).sorted().joined(separator: ", ")
+      let mixers = Set(b.mixers.map { $0.name }).sorted().joined(separator: ", ")
       facts.append(
         ("shape", "\(b.layers) layers of width \(b.width), \(mixers), \(b.heads) heads" + (b.hidden.map { ", feed-forward \($0)" } ?? "")))
       facts.append(("context", "\(Figure.length(c.contextLength)) positions"))
@@ -141,7 +141,7 @@ struct InspectCommand: ParsableCommand {
       result["width"] = .integer(b.width)
       result["heads"] = .integer(b.heads)
       result["feedForward"] = b.hidden.map(JSONValue.integer) ?? .null
-      result["mixers"] = .array(Set(b.mixers.map { $0.kind.name }).sorted().map(JSONValue.string))
+      result["mixers"] = .array(Set(b.mixers.map { $0.name }).sorted().map(JSONValue.string))
       if case .tokens(let vocabulary) = b.input { result["vocabulary"] = .integer(vocabulary) }
       result["context"] = .integer(c.contextLength)
       result["classes"] = .array(c.labels.map(JSONValue.string))

@@ -4,7 +4,7 @@ import Foundation
 enum StandardOutput {
   static func write(_ bytes: [UInt8]) {
     // What `print` still holds comes first.
-    fflush(stdout)
+    fflush(nil)
     bytes.withUnsafeBytes { bytes in
       var rest = bytes
       while rest.count > 0 {
