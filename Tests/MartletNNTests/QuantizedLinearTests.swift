@@ -75,7 +75,8 @@ struct QuantizedLinearTests {
 
   @Test(arguments: forms) func aSavedStateLoadsIntoAnEmptyLayer(form: WeightQuantization) throws {
     let generator = RandomGenerator(seed: 4)
-    let layer = try QuantizedLinear(weight: .randomNormal([9, 200], generator: generator), bias: .randomNormal([9], generator: generator), form)
+    let layer = try QuantizedLinear(
+      weight: .randomNormal([9, 200], generator: generator), bias: .randomNormal([9], generator: generator), form)
     let empty = try QuantizedLinear(200, 9, bias: true, form)
     try empty.load(layer.stateDictionary())
     let x = Tensor.randomNormal([2, 200], generator: generator)
