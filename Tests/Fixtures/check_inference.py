@@ -148,6 +148,37 @@ def check_quantized_linear():
     expect_error("symmetric", lambda: ops.quantize_weight(x, 8, 0, True))
 
 
+def check_joined_linear():
+    ops = torch.ops.martlet
+    for tokens, inner, outers in [(1, 64, (64, 16, 16)), (5, 33, (10, 37, 1)), (8, 200, (20,)), (40, 48, (65, 7, 32)), (2, 16, (3, 0, 20)), (0, 8, (4, 4))]:
+        weights = [randn(n, inner) for n in outers]
+        biases = [None if i % 2 else randn(n) for i, n in enumerate(outers)]
+        x = randn(2, tokens, inner)
+
+        def expected(weights):
+            return torch.cat([F.linear(x.double(), w.double(), None if b is None else b.double()) for w, b in zip(weights, biases)], -1)
+
+        for some in (weights, [w.bfloat16() for w in weights]):
+            record("joined_linear", ops.joined_linear(x, some, biases), expected(some))
+        for bits, group, asymmetric in FORMS:
+            parts = [quantized(w, bits, group, asymmetric) for w in weights]
+            dense = [ops.dequantize_weight(*p, inner, bits, group) for p in parts]
+            ours = ops.joined_quantized_linear(x, *(list(p) for p in zip(*parts)), biases, bits, group)
+            record("joined_quantized_linear", ours, expected(dense))
+        if tokens:
+            x.requires_grad_()
+            for w in weights:
+                w.requires_grad_()
+            y = ops.joined_linear(x, weights, biases)
+            seed = randn(*y.shape)
+            for g, e in zip(torch.autograd.grad(y, [x] + weights, seed), torch.autograd.grad(expected(weights), [x] + weights, seed.double())):
+                record("joined_linear gradients", g, e)
+            (g,) = torch.autograd.grad(ops.joined_quantized_linear(x, *(list(p) for p in zip(*parts)), biases, bits, group), x, seed)
+            record("joined_quantized_linear dx", g, torch.autograd.grad(expected(dense), x, seed.double())[0])
+    expect_error("biases", lambda: ops.joined_linear(x, weights, []))
+    expect_error("linear", lambda: ops.joined_linear(x, [randn(3, inner + 1)], [None]))
+
+
 ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -414,8 +445,8 @@ def check_attention_packed():
     expect_error("heads", lambda: attend(q, k[:, :1].repeat(1, 3, 1), v[:, :1].repeat(1, 3, 1), torch.tensor([0, 10])))
 
 
-CHECKS = [check_mixed_linear, check_quantized_linear, check_feed_forward, check_attention_step, check_rotary, check_attention]
-CHECKS += [check_attention_packed]
+CHECKS = [check_mixed_linear, check_quantized_linear, check_joined_linear, check_feed_forward, check_attention_step, check_rotary]
+CHECKS += [check_attention, check_attention_packed]
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:

@@ -37,7 +37,8 @@ public final class SentenceEmbedding: Module {
   public let configuration: Configuration
   @Child public var dense: [Linear]
 
-  init(_ configuration: Configuration, width: Int, generator: RandomGenerator) {
+  /// - Parameter width: of the outputs that are pooled.
+  public init(_ configuration: Configuration, width: Int, generator: RandomGenerator) {
     self.configuration = configuration
     super.init()
     dense = configuration.dense.map { Linear($0.inputs, $0.outputs, bias: $0.bias, generator: generator) }
