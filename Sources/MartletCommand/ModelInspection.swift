@@ -134,9 +134,17 @@ struct ModelInspection {
     return files.contains { $0.hasSuffix(".safetensors") || $0.hasSuffix(".safetensors.index.json") }
   }
 
+  /// How many files hold the tensors, and their bytes. Of a folder the ones that are loaded: others may lie beside them.
   private static func files(_ path: String, _ kind: PretrainedArguments.Kind) -> (Int, Int) {
-    let files = kind == .tensors ? [path] : ((try? FileManager.default.contentsOfDirectory(atPath: path)) ?? []).map { path + "/" + $0 }
-    let sizes = files.filter { $0.hasSuffix(".safetensors") }.compactMap { file in
+    var names =
+      kind == .tensors ? [] : ((try? FileManager.default.contentsOfDirectory(atPath: path)) ?? []).filter { $0.hasSuffix(".safetensors") }
+    let shards = names.filter { $0.wholeMatch(of: /model-\d+-of-\d+\.safetensors/) != nil }
+    if FileManager.default.fileExists(atPath: path + "/model.safetensors.index.json"), !shards.isEmpty {
+      names = shards
+    } else if names.contains("model.safetensors") {
+      names = ["model.safetensors"]
+    }
+    let sizes = (kind == .tensors ? [path] : names.map { path + "/" + $0 }).compactMap { file in
       let real = URL(fileURLWithPath: file).resolvingSymlinksInPath().path
       return (try? FileManager.default.attributesOfItem(atPath: real))?[.size] as? Int
     }

@@ -40,12 +40,10 @@ enum PretrainedArguments {
     case .tensors: throw FileError(path, "is one file of tensors; name the folder that holds it with its config.json")
     }
     try checkFormat(path)
-    let display = ProgressDisplay()
-    let begin = ContinuousClock.now
+    let display = ProgressDisplay(patient: true)
     defer { display.close() }
     return try withTorchErrors {
       try PretrainedModel.load(path, dtype: dtype) { progress in
-        guard ContinuousClock.now - begin > .seconds(1) else { return }
         let fraction = progress.allBytes > 0 ? Double(progress.bytes) / Double(progress.allBytes) : 1
         display.update(
           "loading \(URL(fileURLWithPath: path).lastPathComponent)", min(1, fraction),
