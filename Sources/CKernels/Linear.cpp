@@ -100,20 +100,36 @@ void packWeights(const Weights& weights, int64_t panel, float* packed) {
   }
 }
 
-void multiplyWeights(const Weights& weights, const float* x, int64_t tokens, const float* bias, float* y) {
-  const int64_t out = weights.rows;
-  if (tokens == 0 || out == 0) return;
-  if (tokens <= kFewTokens) {
-    const float* padded = paddedInput(weights, x, tokens);
-    const int64_t stride = inputDepth(weights);
-    return forRowRanges(out, weights.rowBytes,
-                        [&](int64_t first, int64_t last) { dotRows(weights, padded, stride, tokens, first, last, bias, y, out); });
+void multiplyWeights(const Factor* factors, size_t count, const float* x, int64_t tokens, int64_t stride) {
+  if (tokens == 0 || count == 0) return;
+  if (tokens > kFewTokens) {
+    for (const Factor* factor = factors; factor != factors + count; ++factor) {
+      const Weights& weights = factor->weights;
+      if (weights.rows == 0) continue;
+      multiplyPacked(
+          x, weights.columns, tokens, weights.columns, weights.rows,
+          [&](int64_t panel, float* packed) { packWeights(weights, panel, packed); }, factor->y, stride,
+          [&](int64_t row, int64_t rows, int64_t column, int64_t width) {
+            if (factor->bias) addBias(factor->y + row * stride + column, rows, stride, width, factor->bias + column);
+          });
+    }
+    return;
   }
-  multiplyPacked(
-      x, weights.columns, tokens, weights.columns, out, [&](int64_t panel, float* packed) { packWeights(weights, panel, packed); }, y, out,
-      [&](int64_t row, int64_t rows, int64_t column, int64_t width) {
-        if (bias) addBias(y + row * out + column, rows, out, width, bias + column);
-      });
+  // One padding serves all: their columns and form are the same.
+  const float* padded = paddedInput(factors->weights, x, tokens);
+  const int64_t depth = inputDepth(factors->weights);
+  const auto sixteens = [](const Factor& factor) { return (factor.weights.rows + 15) / 16; };
+  int64_t total = 0;
+  for (size_t i = 0; i < count; ++i) total += sixteens(factors[i]);
+  forRowRanges(16 * total, factors->weights.rowBytes, [&](int64_t begin, int64_t end) {
+    int64_t before = 0;
+    for (size_t i = 0; i < count; ++i) {
+      const Factor& factor = factors[i];
+      const int64_t first = std::max<int64_t>(0, begin - before), last = std::min(factor.weights.rows, end - before);
+      if (first < last) dotRows(factor.weights, padded, depth, tokens, first, last, factor.bias, factor.y, stride);
+      before += 16 * sixteens(factor);
+    }
+  });
 }
 
 at::Tensor linearForward(const Tensor& x_, const Tensor& weight_, const Tensor& bias_) {
@@ -217,9 +233,52 @@ Tensor linearAutograd(const Tensor& x, const Tensor& weight, const std::optional
   return linearForward(x, weight, bias);
 }
 
-TORCH_LIBRARY_FRAGMENT(martlet, library) { library.def("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor"); }
+/// Several linear layers with one input: x [..., in], weights [out_i, in] of one type, biases [out_i] or undefined, -> [..., sum of
+/// out_i]. A few tokens read all weights in one parallel region.
+Tensor joinedLinear(const Tensor& x_, at::TensorList weights, const c10::List<std::optional<Tensor>>& biases) {
+  TORCH_CHECK(!weights.empty() && biases.size() == weights.size(), "joined_linear: as many biases (or None) as weights, at least one; got ",
+              weights.size(), " weights and ", biases.size(), " biases");
+  std::vector<Tensor> offsets;
+  bool fused = true, gradient = needsGradient({x_});
+  int64_t total = 0;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    offsets.push_back(biases.get(i).value_or(Tensor()));
+    checkShapes(x_, weights[i], offsets[i]);
+    gradient = gradient || needsGradient({weights[i], offsets[i]});
+    fused = fused && weights[i].scalar_type() == weights[0].scalar_type() &&
+            (areFusable({x_, weights[i], offsets[i]}) || isMixed(x_, weights[i], offsets[i]));
+    total += weights[i].size(0);
+  }
+  if (gradient || !fused) {
+    std::vector<Tensor> parts;
+    for (size_t i = 0; i < weights.size(); ++i) parts.push_back(linearAutograd(x_, weights[i], biases.get(i)));
+    return at::cat(parts, -1);
+  }
+  at::AutoDispatchBelowADInplaceOrView below;
+  const Tensor x = x_.contiguous();
+  Tensor y = at::empty(withLast(x.sizes(), total), x.options());
+  std::vector<Tensor> kept;
+  std::vector<Factor> factors;
+  float* to = y.mutable_data_ptr<float>();
+  for (size_t i = 0; i < weights.size(); ++i) {
+    kept.push_back(weights[i].contiguous());
+    factors.push_back({denseWeights(kept.back()), nullptr, to});
+    to += weights[i].size(0);
+    if (!offsets[i].defined()) continue;
+    offsets[i] = offsets[i].to(at::kFloat).contiguous();
+    factors.back().bias = offsets[i].const_data_ptr<float>();
+  }
+  if (y.numel()) multiplyWeights(factors.data(), factors.size(), x.const_data_ptr<float>(), y.numel() / total, total);
+  return y;
+}
+
+TORCH_LIBRARY_FRAGMENT(martlet, library) {
+  library.def("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");
+  library.def("joined_linear(Tensor x, Tensor[] weights, Tensor?[] biases) -> Tensor");
+}
 TORCH_LIBRARY_IMPL(martlet, CPU, library) { library.impl("linear", linearCpu); }
 TORCH_LIBRARY_IMPL(martlet, CompositeExplicitAutograd, library) { library.impl("linear", reference); }
+TORCH_LIBRARY_IMPL(martlet, CompositeImplicitAutograd, library) { library.impl("joined_linear", joinedLinear); }
 TORCH_LIBRARY_IMPL(martlet, Autograd, library) { library.impl("linear", linearAutograd); }
 
 }  // namespace

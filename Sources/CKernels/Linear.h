@@ -15,9 +15,19 @@ constexpr int64_t kFewTokens = 8;
 at::Tensor linearForward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
 /// The rows of a contiguous f32 or bf16 matrix; the tensor must outlive it.
 Weights denseWeights(const at::Tensor& weight);
-/// y = x W^T + bias for x [tokens, columns] of W stored in any form, y contiguous [tokens, rows], bias f32 or null. Up to
-/// kFewTokens stream W once from memory; more unpack it panel by panel for the block product.
-void multiplyWeights(const Weights& weights, const float* x, int64_t tokens, const float* bias, float* y);
+/// One product of several with the same x; bias f32 or null, y its first column.
+struct Factor {
+  Weights weights;
+  const float* bias;
+  float* y;
+};
+/// y = x W^T + bias for x [tokens, columns] of W stored in any form, y [tokens, rows] with rows `stride` apart. Up to kFewTokens stream
+/// all W once from memory, in one parallel region; more unpack them panel by panel for the block product.
+void multiplyWeights(const Factor* factors, size_t count, const float* x, int64_t tokens, int64_t stride);
+inline void multiplyWeights(const Weights& weights, const float* x, int64_t tokens, const float* bias, float* y) {
+  const Factor factor{weights, bias, y};
+  multiplyWeights(&factor, 1, x, tokens, weights.rows);
+}
 /// `tokens` rows of x as `dotRows` wants them: x itself where the padding allows, else a copy in the calling thread's scratch.
 const float* paddedInput(const Weights& weights, const float* x, int64_t tokens);
 /// Runs `body(first, last)` over ranges of rows of weights, each some 32 KB at least, at multiples of sixteen rows.

@@ -176,12 +176,64 @@ Tensor quantizedLinearAutograd(const Tensor& x, const Tensor& packed, const Tens
   return quantizedLinear(x, packed, scales, minima, bias, bits, group);
 }
 
+/// The same with quantised weights of one form.
+Tensor joinedQuantizedLinear(const Tensor& x_, at::TensorList packed, at::TensorList scales, const c10::List<std::optional<Tensor>>& minima,
+                             const c10::List<std::optional<Tensor>>& biases, int64_t bits, int64_t group) {
+  const size_t count = packed.size();
+  TORCH_CHECK(count > 0 && scales.size() == count && minima.size() == count && biases.size() == count,
+              "joined_quantized_linear: as many scales, minima and biases as packed weights, at least one; got ", count, ", ",
+              scales.size(), ", ", minima.size(), " and ", biases.size());
+  TORCH_CHECK(x_.dim() >= 1 && isFusable(x_), "joined_quantized_linear: x must be a float32 CPU tensor [..., in], got ", x_.scalar_type(),
+              " ", x_.sizes());
+  std::vector<Tensor> offsets;
+  bool gradient = needsGradient({x_});
+  for (size_t i = 0; i < count; ++i) {
+    offsets.push_back(biases.get(i).value_or(Tensor()));
+    gradient = gradient || needsGradient({offsets[i]});
+  }
+  if (gradient) {
+    std::vector<Tensor> parts;
+    for (size_t i = 0; i < count; ++i)
+      parts.push_back(quantizedLinearAutograd(x_, packed[i], scales[i], minima.get(i), biases.get(i), bits, group));
+    return at::cat(parts, -1);
+  }
+  at::AutoDispatchBelowADInplaceOrView below;
+  const Tensor x = x_.contiguous();
+  std::vector<Factor> factors;
+  int64_t total = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const Weights weights =
+        quantizedWeights("joined_quantized_linear", packed[i], scales[i], given(minima.get(i)), x.size(-1), bits, group);
+    Tensor& offset = offsets[i];
+    TORCH_CHECK(!offset.defined() || (offset.dim() == 1 && offset.size(0) == weights.rows && offset.is_cpu() && offset.is_floating_point()),
+                "joined_quantized_linear: bias ", i, " must be a floating-point CPU tensor [", weights.rows, "], got ",
+                offset.defined() ? offset.sizes() : at::IntArrayRef{});
+    if (offset.defined()) offset = offset.to(at::kFloat).contiguous();
+    factors.push_back({weights, offset.defined() ? offset.const_data_ptr<float>() : nullptr, nullptr});
+    total += weights.rows;
+  }
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  sizes.back() = total;
+  Tensor y = at::empty(sizes, x.options());
+  float* to = y.mutable_data_ptr<float>();
+  for (Factor& factor : factors) {
+    factor.y = to;
+    to += factor.weights.rows;
+  }
+  if (y.numel()) multiplyWeights(factors.data(), count, x.const_data_ptr<float>(), y.numel() / total, total);
+  return y;
+}
+
 TORCH_LIBRARY_FRAGMENT(martlet, library) {
   library.def("quantize_weight(Tensor weight, int bits, int group, bool asymmetric=False) -> (Tensor, Tensor, Tensor)");
   library.def("dequantize_weight(Tensor packed, Tensor scales, Tensor? minima, int in_features, int bits, int group) -> Tensor");
   library.def(
       "quantized_linear(Tensor x, Tensor packed, Tensor scales, Tensor? minima, Tensor? bias, int bits, int group) -> Tensor");
+  library.def(
+      "joined_quantized_linear(Tensor x, Tensor[] packed, Tensor[] scales, Tensor?[] minima, Tensor?[] biases, int bits, int group) -> "
+      "Tensor");
 }
+TORCH_LIBRARY_IMPL(martlet, CompositeImplicitAutograd, library) { library.impl("joined_quantized_linear", joinedQuantizedLinear); }
 TORCH_LIBRARY_IMPL(martlet, CPU, library) {
   library.impl("quantize_weight", quantizeWeight);
   library.impl("dequantize_weight", dequantizeWeight);

@@ -72,6 +72,8 @@ public final class SequenceBackbone: Module {
   private func embed(_ input: Tensor, starts: [Int], tokenTypes types: Tensor? = nil, packing: SequencePacking? = nil) -> Tensor {
     let c = configuration
     var x = embedding?(input) ?? inputProjection?(input) ?? input
+    // Matrices may be stored in 16 bits; what flows between them is not.
+    if x.device == .cpu, x.dtype == .bfloat16 { x = x.to(.float32) }
     if c.embeddingScale != 1 { x = x * c.embeddingScale }
     if let embeddingProjection { x = embeddingProjection(x) }
     let length = x.dim(1)
@@ -87,7 +89,7 @@ public final class SequenceBackbone: Module {
       x = x + rows(of: table, starts: starts, length: length, packing: packing)
     }
     if let tokenTypes {
-      x = x + (types.map { tokenTypes($0) } ?? tokenTypes.weight.narrowed(axis: 0, start: 0, length: 1))
+      x = x + (types.map { tokenTypes($0) } ?? tokenTypes.weight.narrowed(axis: 0, start: 0, length: 1)).to(x.dtype)
     }
     return embeddingNorm?(x) ?? x
   }

@@ -120,6 +120,8 @@ public struct RotaryEmbedding: Sendable {
   }
 }
 
+private let fused = Operator("martlet::rotary")
+
 /// Cosines and sines, [..., length, pairs].
 public struct RotaryAngles: @unchecked Sendable {
   public let cosine: Tensor
@@ -128,6 +130,10 @@ public struct RotaryAngles: @unchecked Sendable {
   /// x [batch, heads, length, d ≥ 2·pairs] with its first channels turned.
   public func turn(_ x: Tensor) -> Tensor {
     let pairs = cosine.dim(-1)
+    // One pass over memory in place of six.
+    if x.device == .cpu, x.dtype == .float32, cosine.dtype == .float32, x.rank == 4, !cosine.requiresGradient {
+      return fused(.tensor(x), .tensor(cosine), .tensor(sine))
+    }
     let first = x.narrowed(axis: -1, start: 0, length: pairs)
     let second = x.narrowed(axis: -1, start: pairs, length: pairs)
     var parts = [first * cosine - second * sine, second * cosine + first * sine]

@@ -148,6 +148,37 @@ def check_quantized_linear():
     expect_error("symmetric", lambda: ops.quantize_weight(x, 8, 0, True))
 
 
+def check_joined_linear():
+    ops = torch.ops.martlet
+    for tokens, inner, outers in [(1, 64, (64, 16, 16)), (5, 33, (10, 37, 1)), (8, 200, (20,)), (40, 48, (65, 7, 32)), (2, 16, (3, 0, 20)), (0, 8, (4, 4))]:
+        weights = [randn(n, inner) for n in outers]
+        biases = [None if i % 2 else randn(n) for i, n in enumerate(outers)]
+        x = randn(2, tokens, inner)
+
+        def expected(weights):
+            return torch.cat([F.linear(x.double(), w.double(), None if b is None else b.double()) for w, b in zip(weights, biases)], -1)
+
+        for some in (weights, [w.bfloat16() for w in weights]):
+            record("joined_linear", ops.joined_linear(x, some, biases), expected(some))
+        for bits, group, asymmetric in FORMS:
+            parts = [quantized(w, bits, group, asymmetric) for w in weights]
+            dense = [ops.dequantize_weight(*p, inner, bits, group) for p in parts]
+            ours = ops.joined_quantized_linear(x, *(list(p) for p in zip(*parts)), biases, bits, group)
+            record("joined_quantized_linear", ours, expected(dense))
+        if tokens:
+            x.requires_grad_()
+            for w in weights:
+                w.requires_grad_()
+            y = ops.joined_linear(x, weights, biases)
+            seed = randn(*y.shape)
+            for g, e in zip(torch.autograd.grad(y, [x] + weights, seed), torch.autograd.grad(expected(weights), [x] + weights, seed.double())):
+                record("joined_linear gradients", g, e)
+            (g,) = torch.autograd.grad(ops.joined_quantized_linear(x, *(list(p) for p in zip(*parts)), biases, bits, group), x, seed)
+            record("joined_quantized_linear dx", g, torch.autograd.grad(expected(dense), x, seed.double())[0])
+    expect_error("biases", lambda: ops.joined_linear(x, weights, []))
+    expect_error("linear", lambda: ops.joined_linear(x, [randn(3, inner + 1)], [None]))
+
+
 ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -322,7 +353,100 @@ def check_rotary():
     expect_error("scales", lambda: ops.cache_append_rotary(q, k, v, None, None, *caches, entries))
 
 
-CHECKS = [check_mixed_linear, check_quantized_linear, check_feed_forward, check_attention_step, check_rotary]
+def expected_attention(q, k, v, mask=None, causal=False, left=-1, right=-1, scale=None, bias=None, softcap=None):
+    q, k, v = q.double(), k.double(), v.double()
+    k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
+    length, keys = q.shape[2], k.shape[2]
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + bias.double()
+    i, j = torch.arange(length)[:, None] + keys - length, torch.arange(keys)
+    closed = torch.zeros(length, keys, dtype=torch.bool)
+    if causal:
+        closed = closed | (j > i)
+    if left >= 0:
+        closed = closed | (j < i - left)
+    if right >= 0:
+        closed = closed | (j > i + right)
+    closed = closed if mask is None else closed | ~mask[:, None, None]
+    scores = scores.masked_fill(closed, float("-inf"))
+    return (scores.softmax(-1).nan_to_num(0) @ v), scores.logsumexp(-1)
+
+
+def check_attention():
+    attend = torch.ops.martlet.attention
+    for batch, heads, key_heads, length, keys, width in [(2, 4, 2, 70, 70, 32), (1, 3, 3, 33, 130, 20), (2, 2, 1, 5, 9, 64), (1, 1, 1, 200, 200, 16)]:
+        q = randn(batch, length, heads, width).transpose(1, 2)
+        k, v = (randn(batch, keys, key_heads, w).transpose(1, 2) for w in (width, width + 5))
+        mask = torch.rand(batch, keys, generator=generator) < 0.7
+        mask[:, 0] = True
+        biases = [None, randn(length, keys), randn(heads, 1, keys), randn(1, length, keys), randn(batch, heads, length, keys), randn(keys)]
+        for bias in biases:
+            for softcap in (None, 50.0, 0.7):
+                for causal, left, right, m in ((False, -1, -1, None), (True, -1, -1, None), (True, 9, -1, mask), (False, 20, 3, None)):
+                    ours, lse = attend(q, k, v, m, causal, left, right, 0.4, bias, softcap)
+                    expected, expected_lse = expected_attention(q, k, v, m, causal, left, right, 0.4, bias, softcap)
+                    record("attention bias softcap", ours, expected)
+                    open_rows = expected_lse.isfinite()
+                    record("attention bias softcap lse", lse.where(open_rows, 0), expected_lse.where(open_rows, 0))
+        bias = randn(heads, length, keys).masked_fill(torch.rand(heads, length, keys, generator=generator) < 0.6, float("-inf"))
+        bias[:, 3] = float("-inf")
+        ours, _ = attend(q, k, v, None, False, -1, -1, None, bias)
+        record("attention closed by bias", ours, expected_attention(q, k, v, bias=bias)[0])
+    q.requires_grad_()
+    expect_error("reference form", lambda: attend(q, k, v, None, False, -1, -1, None, None, 5.0))
+    expect_error("reference form", lambda: attend(q, k, v, None, False, -1, -1, None, randn(keys)))
+    with torch.no_grad():
+        expect_error("bias", lambda: attend(q, k, v, None, False, -1, -1, None, randn(keys + 1)))
+
+
+def check_attention_packed():
+    attend = torch.ops.martlet.attention_packed
+    cases = [([25, 3, 40, 0, 1, 16], 12, 12, 32), ([70, 130, 5], 4, 2, 20), ([600], 2, 1, 64), ([17] * 40, 3, 3, 16), ([0], 2, 2, 8), ([], 2, 2, 8)]
+    for lengths, heads, key_heads, width in cases:
+        total = sum(lengths)
+        offsets = torch.tensor([0] + lengths).cumsum(0)
+        fused = randn(total, heads + 2 * key_heads, width)
+        q, k, v = fused.split([heads, key_heads, key_heads], 1)
+        v = torch.cat([v, randn(total, key_heads, 5)], 2)
+        q, k, v = (t.requires_grad_() for t in (q, k, v))
+        for causal, left, right, scale, softcap in ((False, -1, -1, None, None), (True, -1, -1, 0.3, None), (True, 10, -1, None, 0.8), (False, 6, 2, None, None)):
+
+            def expected(q, k, v):
+                parts = [
+                    expected_attention(*(t[a:b].transpose(0, 1)[None] for t in (q, k, v)), None, causal, left, right, scale, None, softcap)
+                    for a, b in zip(offsets[:-1], offsets[1:])
+                ]
+                out = [torch.zeros(0, heads, width + 5)] + [o[0].transpose(0, 1) for o, _ in parts]
+                return torch.cat(out), torch.cat([torch.zeros(heads, 0)] + [l[0] for _, l in parts], 1)
+
+            with torch.no_grad():
+                out, lse = attend(q, k, v, offsets, causal, left, right, scale, softcap)
+                record("attention_packed", out, expected(q, k, v)[0])
+                record("attention_packed lse", lse, expected(q, k, v)[1])
+                low = [t.bfloat16() for t in (q, k, v)]
+                bf16 = attend(*low, offsets, causal, left, right, scale, softcap)[0]
+                if total:
+                    error = (bf16.double() - expected(*low)[0]).abs().max() / expected(*low)[0].abs().max()
+                    record_bound(f"attention_packed bf16 {error:.1e}", error < 2**-8)
+            if softcap is None and total:
+                seed = randn(total, heads, width + 5)
+                ours = torch.autograd.grad(attend(q, k, v, offsets, causal, left, right, scale)[0], (q, k, v), seed)
+                for name, g, e in zip("qkv", ours, torch.autograd.grad(expected(q, k, v)[0], (q, k, v), seed.double())):
+                    # Where a query sees one key, its gradient is a difference of equal numbers.
+                    if (e.abs().max() > 1e-3).item():
+                        record(f"attention_packed d{name}", g, e)
+    q, k, v = (randn(10, 2, 8) for _ in range(3))
+    for bad in ([0, 5], [1, 10], [0, 7, 6, 10], []):
+        expect_error("offsets", lambda: attend(q, k, v, torch.tensor(bad, dtype=torch.long)))
+    expect_error("offsets", lambda: attend(q, k, v, torch.tensor([0, 10], dtype=torch.int32)))
+    expect_error("heads", lambda: attend(q, k[:, :1].repeat(1, 3, 1), v[:, :1].repeat(1, 3, 1), torch.tensor([0, 10])))
+
+
+CHECKS = [check_mixed_linear, check_quantized_linear, check_joined_linear, check_feed_forward, check_attention_step, check_rotary]
+CHECKS += [check_attention, check_attention_packed]
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:

@@ -60,6 +60,33 @@ for name, processor in processors.items():
     configurations[name] = processor.to_dict()
 (ROOT / "preprocessors.json").write_text(json.dumps(configurations, indent=1, sort_keys=True) + "\n")
 
+# Files by Pillow, and what it reads from them.
+folder = ROOT / "images"
+folder.mkdir(exist_ok=True)
+veil = Image.fromarray(torch.randint(0, 256, (height, width), generator=generator, dtype=torch.uint8).numpy())
+transparent = picture.copy()
+transparent.putalpha(veil)
+palette = picture.quantize(16)
+smooth = picture.resize((70, 45), Image.BICUBIC)
+files = {
+    "colour.png": (picture, {}),
+    "transparent.png": (transparent, {}),
+    "palette.png": (palette, {"transparency": 3}),
+    "grey.png": (picture.convert("L"), {}),
+    "bits.png": (picture.convert("1"), {}),
+    "halved.jpg": (smooth, {"quality": 85}),
+    "full.jpg": (smooth, {"quality": 95, "subsampling": 0}),
+    "progressive.jpg": (smooth, {"quality": 70, "progressive": True}),
+    "grey.jpg": (smooth.convert("L"), {}),
+    "cmyk.jpg": (picture.convert("CMYK"), {}),
+}
+for name, (content, options) in files.items():
+    content.save(folder / name, **options)
+    if name != "cmyk.jpg":
+        read = Image.open(folder / name)
+        read = read.convert("L" if read.mode in ("L", "1") else "RGB")
+        result[f"file.{name}"] = torch.from_numpy(np.asarray(read).copy())
+
 # Images of another size than the checkpoints': positions are interpolated.
 with torch.no_grad():
     for name, kind in (("vit", tf.ViTForImageClassification), ("deit", tf.DeiTForImageClassificationWithTeacher)):

@@ -55,6 +55,53 @@ import Testing
     }
   }
 
+  static let files = [
+    "colour.png", "transparent.png", "palette.png", "grey.png", "bits.png", "halved.jpg", "full.jpg", "progressive.jpg", "grey.jpg",
+  ]
+
+  @Test(arguments: files) func filesAreReadAsPillowReadsThem(_ name: String) throws {
+    let wanted = try ShapeFixtures.frontEnd("file.\(name)")
+    let found = try PixelImage(contentsOf: ShapeFixtures.folder + "/images/" + name)
+    #expect([found.height, found.width] == Array(wanted.shape[..<2]) && found.channels == (wanted.rank == 3 ? 3 : 1))
+    let bytes = wanted.toArray(UInt8.self)
+    let furthest = zip(found.pixels, bytes).map { abs(Int($0) - Int($1)) }.max()
+    // PNG loses nothing; decoders of JPEG may round differently.
+    #expect(furthest! <= (name.hasSuffix(".png") ? 0 : 2) && found.pixels.count == bytes.count, "differs by \(furthest!)")
+  }
+
+  @Test(arguments: files) func damagedFilesAreRefusedOrReadButNeverCrash(_ name: String) throws {
+    let whole = try Data(contentsOf: URL(fileURLWithPath: ShapeFixtures.folder + "/images/" + name))
+    for length in stride(from: 0, to: whole.count - 20, by: max(1, whole.count / 150)) {
+      #expect(throws: FileError.self, "\(length) of \(whole.count) bytes") { try PixelImage(whole.prefix(length), name: "cut") }
+    }
+    var random = SystemIndependentNumbers(seed: 5)
+    for _ in 0..<200 {
+      var damaged = whole
+      for _ in 0..<3 { damaged[Int(random.next() % UInt64(whole.count))] = UInt8(truncatingIfNeeded: random.next() >> 32) }
+      if let image = try? PixelImage(damaged, name: "damaged") {
+        #expect(image.pixels.count == image.width * image.height * image.channels)
+      }
+    }
+  }
+
+  @Test func imagesThatAreNotReadAreRefusedByName() throws {
+    func message(_ data: Data) -> String {
+      do {
+        _ = try PixelImage(data, name: "x")
+        return "accepted"
+      } catch { return "\(error)" }
+    }
+    let folder = URL(fileURLWithPath: ShapeFixtures.folder + "/images")
+    #expect(message(try Data(contentsOf: folder.appendingPathComponent("cmyk.jpg"))).contains("CMYK"))
+    #expect(message(Data("GIF89a".utf8)).contains("x: is not an image"))
+    // A header that claims 65,500 pixels squared.
+    var claim = try Data(contentsOf: folder.appendingPathComponent("grey.jpg"))
+    let frame = try #require(claim.firstRange(of: [0xFF, 0xC0]))
+    claim.replaceSubrange(frame.lowerBound + 5..<frame.lowerBound + 9, with: [0xFF, 0xDC, 0xFF, 0xDC])
+    #expect(message(claim).contains("too many pixels"))
+    #expect(throws: FileError.self) { try PixelImage(contentsOf: "/no/such/image.png") }
+  }
+
   @Test func portableMapsAreRead() throws {
     func read(_ text: String, _ bytes: [UInt8] = []) throws -> PixelImage { try PixelImage(Data(text.utf8) + Data(bytes), name: "x.ppm") }
     let colour = try read("P6 # a comment\n2 1\n255\n", [1, 2, 3, 250, 251, 252])
@@ -79,5 +126,19 @@ import Testing
     #expect(message("").contains("x.ppm"))
     let whole = Array("P6\n3 2\n255\n".utf8) + [UInt8](0..<18)
     for length in 0..<whole.count { #expect(throws: FileError.self) { try PixelImage(Data(whole[..<length]), name: "cut") } }
+  }
+}
+
+/// The generator SplitMix64, for tests that need the same numbers everywhere.
+private struct SystemIndependentNumbers {
+  private var state: UInt64
+  init(seed: UInt64) { state = seed }
+
+  mutating func next() -> UInt64 {
+    state &+= 0x9E37_79B9_7F4A_7C15
+    var z = state
+    z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
+    z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
+    return z ^ (z >> 31)
   }
 }

@@ -115,7 +115,8 @@ import Testing
   @Test func tensorsAreConvertedOnRequest() throws {
     let folder = PretrainedFixture.folder("llama-2")
     let model = try #require(try PretrainedModel.load(folder, dtype: .bfloat16).languageModel)
-    #expect(model.parameters().allSatisfy { $0.tensor.dtype == .bfloat16 })
+    // Matrices in 16 bits, vectors in float32: half a matrix is what a step reads.
+    #expect(model.parameters().allSatisfy { $0.tensor.dtype == ($0.tensor.rank == 2 ? .bfloat16 : .float32) })
     let expected = try PretrainedFixture.expected("llama-2")
     let difference = withoutGradient { relativeDifference(model(expected["input_ids"]!).to(.float32), expected["logits"]!) }
     #expect(difference < 0.1)

@@ -89,6 +89,16 @@ import Testing
     }
   }
 
+  @Test(arguments: ["xlm-roberta", "camembert"]) func robertasKinAreRead(type: String) throws {
+    let expected = try PretrainedFixture.expected("roberta")
+    try withChangedCheckpoint("roberta", configuration: { $0["model_type"] = .string(type) }) { folder in
+      let encoder = try #require(try PretrainedModel.load(folder).textEncoder)
+      let mask = expected["attention_mask"]!.to(.bool)
+      let outputs = withoutGradient { encoder(expected["input_ids"]!, mask: mask) }
+      #expect(difference(outputs, expected["last_hidden_state"]!, mask) < Self.tolerance)
+    }
+  }
+
   @Test func denseModulesAndOtherPoolingsAreRead() throws {
     try withChangedCheckpoint("minilm") { folder in
       let modules = """

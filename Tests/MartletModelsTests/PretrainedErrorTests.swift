@@ -148,4 +148,65 @@ import Testing
       }
     }
   }
+
+  @Test func otherHeadsAreLeftAside() throws {
+    func extend(_ tensors: inout [String: Tensor]) {
+      tensors["score.weight"] = Tensor.zeros([3, 32])
+    }
+    try withChangedCheckpoint("llama-2", tensors: extend) { folder in
+      let pretrained = try PretrainedModel.load(folder)
+      #expect(pretrained.unusedTensors == ["score.weight"])
+    }
+    // A bias that would change the logits is not.
+    try withChangedCheckpoint("llama-2", tensors: { $0["lm_head.bias"] = Tensor.zeros([64]) }) { folder in
+      #expect(message(folder).contains("lm_head.bias"))
+    }
+    try withChangedCheckpoint("llama-2") { folder in
+      try FileManager.default.moveItem(atPath: folder + "/model.safetensors", toPath: folder + "/pytorch_model.bin")
+      #expect(message(folder).contains("pytorch_model.bin"))
+    }
+  }
+
+  /// Every key of a configuration with every kind of wrong value: an error or a model that works, never a trap.
+  @Test(arguments: ["llama-yarn", "gemma3", "phi3-longrope", "gpt2", "delta-net", "roberta", "t5", "vit", "whisper"])
+  func noConfigurationBringsTheProcessDown(name: String) throws {
+    let json = try JSONValue.parse(
+      String(contentsOfFile: PretrainedFixture.folder(name) + "/config.json", encoding: .utf8)
+    ).objectValue!
+    let values: [JSONValue] = [0, .integer(.max), .number(0.01), "x", [1, 2]]
+    var variants: [(String, JSONObject)] = []
+    for key in json.keys {
+      for value in values {
+        var changed = json
+        changed[key] = value
+        variants.append((key, changed))
+      }
+      for inner in json[key]?.objectValue?.keys ?? [] {
+        for value in values {
+          var object = json[key]!.objectValue!
+          object[inner] = value
+          var changed = json
+          changed[key] = .object(object)
+          variants.append((key + "." + inner, changed))
+        }
+      }
+    }
+    var loaded = 0
+    try withChangedCheckpoint(name) { folder in
+      for (key, changed) in variants {
+        try JSONValue.object(changed).serialized().write(toFile: folder + "/config.json", atomically: false, encoding: .utf8)
+        do {
+          let pretrained = try PretrainedModel.load(folder)
+          loaded += 1
+          let tokens = Tensor([3, 4, 5], [1, 3])
+          let output = withoutGradient { pretrained.languageModel?(tokens) ?? pretrained.textEncoder?(tokens) }
+          #expect(output.map { $0.dim(1) == 3 } ?? true, "\(key)")
+        } catch {
+          #expect(error is FileError || error is SafetensorsError, "\(key): \(error)")
+        }
+      }
+    }
+    // Many keys (dropout, initialisation) change nothing.
+    #expect(loaded > 0 && loaded < variants.count)
+  }
 }

@@ -15,6 +15,12 @@ enum PretrainedFixture {
   static let encoders = [
     "bert", "roberta", "distilbert", "minilm", "bert-classifier", "bert-cross-encoder", "roberta-classifier", "distilbert-classifier",
   ]
+  static let encoderDecoders = ["t5", "t5-v1.1", "whisper"]
+  static let visionTransformers = ["vit", "vit-features", "deit"]
+  static let all = decoders + encoders + encoderDecoders + visionTransformers
+
+  static let others = ["t5", "t5-v1.1", "whisper", "vit", "vit-features", "deit"]
+  static let all = decoders + encoders + others
 
   /// What the reference computed; integers as int64.
   static func expected(_ name: String) throws -> [String: Tensor] {

@@ -4,7 +4,7 @@ import Testing
 
 /// What is written back is what was read.
 @Suite struct PretrainedSavingTests {
-  @Test(arguments: PretrainedFixture.decoders + PretrainedFixture.encoders) func savingWritesTheSameTensors(name: String) throws {
+  @Test(arguments: PretrainedFixture.all) func savingWritesTheSameTensors(name: String) throws {
     let pretrained = try PretrainedModel.load(PretrainedFixture.folder(name))
     try withTemporaryFolder { folder in
       let copy = folder + "/copy"
@@ -58,7 +58,7 @@ import Testing
   @Test(.enabled(if: ProcessInfo.processInfo.environment["MARTLET_SAVED_CHECKPOINTS"] != nil))
   func checkpointsAreSavedForTransformers() throws {
     let root = ProcessInfo.processInfo.environment["MARTLET_SAVED_CHECKPOINTS"]!
-    for name in PretrainedFixture.decoders + PretrainedFixture.encoders {
+    for name in PretrainedFixture.all {
       try PretrainedModel.load(PretrainedFixture.folder(name)).save(to: root + "/" + name, maximumShardBytes: 40_000)
     }
   }

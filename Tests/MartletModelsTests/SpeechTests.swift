@@ -171,8 +171,7 @@ import Testing
   }
 
   @Test func aFolderTellsHowItsModelIsFed() throws {
-    try ShapeFixtures.withTemporaryFolder { folder in
-      let path = try ShapeFixtures.changed("whisper", in: folder, [:])
+    try withChangedCheckpoint("whisper") { path in
       let pretrained = try PretrainedModel.load(path)
       #expect(throws: FileError.self) { try pretrained.logMelSpectrogram() }
       func write(_ text: String) throws {

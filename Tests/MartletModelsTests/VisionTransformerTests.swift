@@ -54,15 +54,17 @@ import Testing
     #expect(message([1, 3, 24, 24]) == "accepted")
   }
 
-  @Test(arguments: ["vit", "vit-features", "deit"]) func savingAndLoadingKeepsTheModel(_ name: String) throws {
-    let (pretrained, expected) = try ShapeFixtures.checkpoint(name)
-    try ShapeFixtures.withTemporaryFolder { folder in
-      try pretrained.save(to: folder + "/copy")
-      let original = try Safetensors.load(ShapeFixtures.folder + "/checkpoints/\(name)/model.safetensors")
-      #expect(try Safetensors.load(folder + "/copy/model.safetensors").mapValues(\.shape) == original.mapValues(\.shape))
-      let again = try #require(try PretrainedModel.load(folder + "/copy").visionTransformer)
-      let pixels = try #require(expected["pixel_values"])
-      withoutGradient { #expect(relativeDifference(again(pixels), pretrained.visionTransformer!(pixels)) == 0) }
+  @Test func halfTheBitsGiveNearlyTheSame() throws {
+    let (pretrained, expected) = try ShapeFixtures.checkpoint("deit")
+    let half = try #require(try PretrainedModel.load(PretrainedFixture.folder("deit"), dtype: .bfloat16).visionTransformer)
+    let whole = try #require(pretrained.visionTransformer)
+    let pixels = try #require(expected["pixel_values"])
+    withoutGradient {
+      let wanted = whole(pixels)
+      let found = half(pixels)
+      #expect(found.dtype == .bfloat16 && half(Tensor.zeros([1, 3, 32, 40]), interpolating: true).allFinite)
+      let error = relativeDifference(found.to(.float32), wanted)
+      #expect(error < 0.1, "differs by \(error)")
     }
   }
 
@@ -78,25 +80,17 @@ import Testing
   }
 
   @Test func whatMakesNoModelIsRefusedByName() throws {
-    try ShapeFixtures.withTemporaryFolder { folder in
-      func message(_ changes: JSONObject) -> String {
-        do {
-          _ = try PretrainedModel.load(try ShapeFixtures.changed("vit", in: folder, changes))
-          return "loaded"
-        } catch { return "\(error)" }
-      }
-      #expect(message(["image_size": 0]).contains("\"image_size\""))
-      #expect(message(["image_size": [24, 24, 3]]).contains("\"image_size\""))
-      #expect(message(["image_size": [24, 24]]) == "loaded")
-      #expect(message(["image_size": 32]).contains("position_embeddings"))
-      #expect(message(["image_size": 65536, "patch_size": 1]).contains("too many tokens"))
-      #expect(message(["image_size": 65536, "patch_size": 64]).contains("describes a model of at least"))
-      #expect(message(["patch_size": [8, 4]]).contains("square patches"))
-      #expect(message(["patch_size": 48]).contains("at least a patch"))
-      #expect(message(["num_channels": 1]).contains("patch_embeddings.projection.weight"))
-      #expect(message(["hidden_size": 1_000_000_000]).contains("\"hidden_size\""))
-      #expect(message(["num_attention_heads": 5]).contains("not a multiple"))
-      #expect(message(["architectures": ["ViTForMaskedImageModeling"]]).contains("ViTForMaskedImageModeling"))
-    }
+    #expect(ShapeFixtures.loading("vit", ["image_size": 0]).contains("\"image_size\""))
+    #expect(ShapeFixtures.loading("vit", ["image_size": [24, 24, 3]]).contains("\"image_size\""))
+    #expect(ShapeFixtures.loading("vit", ["image_size": [24, 24]]) == "loaded")
+    #expect(ShapeFixtures.loading("vit", ["image_size": 32]).contains("position_embeddings"))
+    #expect(ShapeFixtures.loading("vit", ["image_size": 65536, "patch_size": 1]).contains("too many tokens"))
+    #expect(ShapeFixtures.loading("vit", ["image_size": 65536, "patch_size": 64]).contains("describes a model of at least"))
+    #expect(ShapeFixtures.loading("vit", ["patch_size": [8, 4]]).contains("square patches"))
+    #expect(ShapeFixtures.loading("vit", ["patch_size": 48]).contains("at least a patch"))
+    #expect(ShapeFixtures.loading("vit", ["num_channels": 1]).contains("patch_embeddings.projection.weight"))
+    #expect(ShapeFixtures.loading("vit", ["hidden_size": 1_000_000_000]).contains("\"hidden_size\""))
+    #expect(ShapeFixtures.loading("vit", ["num_attention_heads": 5]).contains("not a multiple"))
+    #expect(ShapeFixtures.loading("vit", ["architectures": ["ViTForMaskedImageModeling"]]).contains("ViTForMaskedImageModeling"))
   }
 }

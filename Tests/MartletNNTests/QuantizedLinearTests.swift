@@ -75,7 +75,8 @@ struct QuantizedLinearTests {
 
   @Test(arguments: forms) func aSavedStateLoadsIntoAnEmptyLayer(form: WeightQuantization) throws {
     let generator = RandomGenerator(seed: 4)
-    let layer = try QuantizedLinear(weight: .randomNormal([9, 200], generator: generator), bias: .randomNormal([9], generator: generator), form)
+    let (weight, bias) = (Tensor.randomNormal([9, 200], generator: generator), Tensor.randomNormal([9], generator: generator))
+    let layer = try QuantizedLinear(weight: weight, bias: bias, form)
     let empty = try QuantizedLinear(200, 9, bias: true, form)
     try empty.load(layer.stateDictionary())
     let x = Tensor.randomNormal([2, 200], generator: generator)
@@ -91,6 +92,27 @@ struct QuantizedLinearTests {
       #expect(throws: ConfigurationError.self) { try QuantizedLinear(weight: weight, form) }
     }
     #expect(throws: TensorError.self) { try QuantizedLinear(weight: weight * Double.infinity, WeightQuantization(bits: 4)) }
+  }
+
+  @Test func joinedLayersGiveWhatEachGives() throws {
+    let generator = RandomGenerator(seed: 7)
+    let dense = [30, 8, 17].map { Linear(50, $0, bias: $0 != 8, generator: generator) }
+    for rows in [1, 3, 20] {
+      let x = Tensor.randomNormal([2, rows, 50], generator: generator)
+      for form in [nil] + Self.forms.map(Optional.some) {
+        let layers: [any LinearLayer] = try dense.map { layer in
+          if let form { try QuantizedLinear(layer, form) } else { layer }
+        }
+        for (y, layer) in zip(joinedLinear(x, layers), layers) {
+          let expected = layer(x)
+          let error = ((y - expected).abs().max() / expected.abs().max()).item()
+          #expect(y.shape == expected.shape && error < 1e-6, "\(rows) rows: \(error)")
+        }
+      }
+    }
+    let mixed: [any LinearLayer] = [dense[0], try QuantizedLinear(dense[1], Self.forms[0])]
+    let x = Tensor.randomNormal([2, 50], generator: generator)
+    #expect(zip(joinedLinear(x, mixed), mixed).allSatisfy { $0.isEqual(to: $1(x)) })
   }
 
   @Test func bfloat16WeightsMeetFloatActivations() {

@@ -58,8 +58,8 @@ public struct KeyValueCache: MixerState, @unchecked Sendable {
 
   // MARK: Writing
 
-  /// Where the next `count` positions of every row go; makes room first. After it, the caller writes there and calls `advance`.
-  public mutating func makeRoom(for count: Int) {
+  /// Makes room for `count` positions more in every row.
+  private mutating func makeRoom(for count: Int) {
     let needed = (lengths.max() ?? 0) + count
     let limit = window.map { $0 + 1 } ?? .max
     if capacity > limit { shrink(to: limit) }
@@ -84,7 +84,7 @@ public struct KeyValueCache: MixerState, @unchecked Sendable {
     (keys, values) = (ring(k), ring(v))
   }
 
-  public mutating func advance(by count: Int) { lengths = lengths.map { $0 + count } }
+  private mutating func advance(by count: Int) { lengths = lengths.map { $0 + count } }
 
   /// Adds the keys and values of the next positions, [batch, heads, count, d], to every row.
   public mutating func append(_ k: Tensor, _ v: Tensor) {
@@ -126,6 +126,16 @@ public struct KeyValueCache: MixerState, @unchecked Sendable {
       write(newValueScales, valueScales)
       advance(by: count)
     }
+  }
+
+  /// Adds one position to every row, its key turned by the angles; returns the query turned as well. Queries, keys and values are
+  /// float32 [batch, heads, d] on the CPU; nothing is recorded for differentiation.
+  mutating func append(one key: Tensor, _ value: Tensor, turning query: Tensor, _ angles: RotaryAngles?) -> Tensor {
+    makeRoom(for: 1)
+    defer { advance(by: 1) }
+    return appendOne(
+      .tensor(query), .tensor(key), .tensor(value), .tensor(angles?.cosine), .tensor(angles?.sine), .tensor(keys), .tensor(values),
+      .tensor(Tensor(lengths.map { $0 % capacity })), .tensor(keyScales), .tensor(valueScales))
   }
 
   /// Copies a run of positions to an entry on, around the ring's end.
@@ -207,3 +217,5 @@ public struct KeyValueCache: MixerState, @unchecked Sendable {
     return true
   }
 }
+
+private let appendOne = Operator("martlet::cache_append_rotary")

@@ -156,18 +156,8 @@ public final class SoftmaxAttention: Module, RecurrentMixer {
       state = .joined(rows)
       return concatenated(y)
     }
+    if length == 1 && fusedKernelsServe(x) && !isGradientEnabled { return fusedStep(x, &state, scoreBias) }
     let (q, k, v) = project(x, starts: state.lengths)
-    if length == 1 && fusedKernelsServe(x) && !isGradientEnabled && configuration.softcap == nil && scoreBias == nil
-      && state.storage != .int8
-    {
-      state.append(k, v)
-      // A ring holds just what may be seen.
-      let y = attentionStep(
-        .tensor(scaled(q).selected(axis: 2, 0).to(state.keys.dtype)), .tensor(state.keys), .tensor(state.values),
-        .tensor(Tensor(state.filled)),
-        .int(-1))
-      return output(y.reshaped(x.dim(0), 1, -1).to(x.dtype))
-    }
     if length == 1 && !isGradientEnabled {
       state.append(k, v)
       return output(mergeHeads(attendRows(q, state, scoreBias)))
@@ -184,9 +174,22 @@ public final class SoftmaxAttention: Module, RecurrentMixer {
           bias: scoreBias)))
   }
 
-  /// The step kernel divides by √d: queries times what another scale differs by.
-  private func scaled(_ q: Tensor) -> Tensor {
-    configuration.scale.map { q * ($0 * Double(configuration.headWidth).squareRoot()) } ?? q
+  /// One position in two kernels: turn and store, then attend. Each operator's call costs as much as its work here.
+  private func fusedStep(_ x: Tensor, _ state: inout KeyValueCache, _ scoreBias: Tensor?) -> Tensor {
+    let c = configuration
+    func heads(_ x: Tensor, _ count: Int) -> Tensor { x.reshaped(x.dim(0), count, c.headWidth) }
+    var q = heads(query(x), c.heads)
+    var k = heads(key(x), c.keyValueHeads)
+    if let queryNorm, let keyNorm { (q, k) = (queryNorm(q), keyNorm(k)) }
+    let angles = rotary?.angles(starts: state.lengths, length: 1)
+    let turned = state.append(one: k, heads(value(x), c.keyValueHeads), turning: q, angles)
+    // A ring holds just what may be seen. A bias is given for the positions, which stand in order then.
+    let bias = scoreBias.map { $0.squeezed(-2).padded([0, state.capacity - $0.dim(-1)]) }
+    let y = attentionStep(
+      .tensor(turned), .tensor(state.keys), .tensor(state.values), .tensor(Tensor(state.filled)), .int(-1),
+      c.scale.map { .double($0) } ?? .none, .tensor(bias), c.softcap.map { .double($0) } ?? .none, .tensor(state.keyScales),
+      .tensor(state.valueScales))
+    return output(y.reshaped(x.dim(0), 1, -1))
   }
 
   /// One query a row, over what its row holds.
@@ -236,6 +239,7 @@ public final class SoftmaxAttention: Module, RecurrentMixer {
 
 private let attentionStep = Operator("martlet::attention_step")
 private let attention = Operator("martlet::attention")
+private let packedAttention = Operator("martlet::attention_packed")
 
 /// Softmax attention of queries [B, H, L, d] over keys [B, Hk, S, d] and values [B, Hk, S, dv] → [B, H, L, dv].
 ///
@@ -250,13 +254,15 @@ public func softmaxAttention(
   _ query: Tensor, _ key: Tensor, _ value: Tensor, keyMask: Tensor? = nil, causal: Bool, window: (Int, Int)? = nil,
   scale: Double? = nil, softcap: Double? = nil, bias: Tensor? = nil
 ) -> Tensor {
-  guard fusedKernelsServe(query), softcap == nil, bias == nil else {
+  // With a cap or a bias the kernel has no backward pass.
+  let isRecorded = isGradientEnabled && [query, key, value].contains(where: \.requiresGradient)
+  guard fusedKernelsServe(query), !isRecorded || softcap == nil && bias == nil else {
     return softmaxAttentionReference(
       query, key, value, keyMask: keyMask, causal: causal, window: window, scale: scale, softcap: softcap, bias: bias)
   }
   return attention.many(
     .tensor(query), .tensor(key), .tensor(value), .tensor(keyMask), .bool(causal), .int(window?.0 ?? -1), .int(window?.1 ?? -1),
-    scale.map { .double($0) } ?? .none)[0] ?? .zeros([1])
+    scale.map { .double($0) } ?? .none, .tensor(bias), softcap.map { .double($0) } ?? .none)[0] ?? .zeros([1])
 }
 
 /// The same by the equation, with the whole score matrix: the oracle, and the path of other devices and dtypes.
@@ -285,16 +291,24 @@ public func softmaxAttentionReference(
   return weights.matmul(v)
 }
 
-/// Attention inside each of several sequences that stand end to end: queries [1, H, T, d] over keys and values [1, Hk, T, d].
+/// Attention inside each of several sequences that stand end to end: queries [1, H, T, d] over keys and values [1, Hk, T, d] →
+/// [1, H, T, dv]. Parameters as ``softmaxAttention(_:_:_:keyMask:causal:window:scale:softcap:bias:)``.
 public func packedSoftmaxAttention(
   _ query: Tensor, _ key: Tensor, _ value: Tensor, _ packing: SequencePacking, causal: Bool, window: (Int, Int)? = nil,
   scale: Double? = nil, softcap: Double? = nil
 ) -> Tensor {
-  concatenated(
-    (0..<packing.sequences).map { i in
-      let (start, length) = (packing.offsets[i], packing.offsets[i + 1] - packing.offsets[i])
-      func part(_ x: Tensor) -> Tensor { x.narrowed(axis: 2, start: start, length: length) }
-      return softmaxAttention(
-        part(query), part(key), part(value), causal: causal, window: window, scale: scale, softcap: softcap)
-    }, axis: 2)
+  let isRecorded = isGradientEnabled && [query, key, value].contains(where: \.requiresGradient)
+  guard fusedKernelsServe(query), !isRecorded || softcap == nil else {
+    return concatenated(
+      (0..<packing.sequences).map { i in
+        let (start, length) = (packing.offsets[i], packing.offsets[i + 1] - packing.offsets[i])
+        func part(_ x: Tensor) -> Tensor { x.narrowed(axis: 2, start: start, length: length) }
+        return softmaxAttention(part(query), part(key), part(value), causal: causal, window: window, scale: scale, softcap: softcap)
+      }, axis: 2)
+  }
+  func rows(_ x: Tensor) -> Tensor { x.squeezed(0).swappedAxes(0, 1) }  // [T, H, d]
+  let y = packedAttention.many(
+    .tensor(rows(query)), .tensor(rows(key)), .tensor(rows(value)), .tensor(packing.offsetTensor), .bool(causal),
+    .int(window?.0 ?? -1), .int(window?.1 ?? -1), scale.map { .double($0) } ?? .none, softcap.map { .double($0) } ?? .none)[0]
+  return (y ?? .zeros([1])).swappedAxes(0, 1).expandedDimension(0)
 }

@@ -77,6 +77,7 @@ extension Architecture {
     var parts = TextEncoderConfiguration()
     parts.isTied = try c.flag("tie_word_embeddings", default: true)
     let tied = parts.isTied
+    var unneeded: [String] = []
     let headKind = try c.strings("architectures").contains { $0.hasSuffix("ForMaskedLM") || $0.hasSuffix("ForPreTraining") }
     let prefix = isRoberta ? "roberta." : "bert."
     var rules: [NameRule] = [
@@ -88,6 +89,8 @@ extension Architecture {
     if isRoberta {
       if classifies {
         parts.pooler = .tanh
+        // The base model's own pooler, where a file has it, has no use here.
+        unneeded = ["pooler.dense.weight", "pooler.dense.bias"]
         rules += [.module("classifier.dense", "pooler"), .module("classifier.out_proj", "classifier")]
       } else if contents.has(suffix: "pooler.dense.weight", otherwise: !headKind) {
         parts.pooler = .tanh
@@ -122,7 +125,7 @@ extension Architecture {
     return try textEncoder(
       c, backbone, parts, prefix: prefix,
       // Copies of the embedding and of the bias, and the head that predicts the next sentence.
-      ignored: (tied ? ["cls.predictions.decoder.weight", "lm_head.decoder.weight"] : []) + [
+      ignored: unneeded + (tied ? ["cls.predictions.decoder.weight", "lm_head.decoder.weight"] : []) + [
         "cls.predictions.decoder.bias", "lm_head.decoder.bias", "cls.seq_relationship.weight", "cls.seq_relationship.bias",
       ], rules: rules)
   }

@@ -23,6 +23,8 @@ public struct PretrainedModel {
   public let configuration: PretrainedConfiguration
   /// A `LanguageModel`, a `TextEncoder` or another shape of model, in evaluation mode.
   public let model: Module
+  /// Tensors of the checkpoint that belong to other heads of the same base model and were not read, in order of their names.
+  public let unusedTensors: [String]
   /// Which tensors of the checkpoint hold which parameters.
   private let layout: Layout
 
@@ -32,12 +34,15 @@ public struct PretrainedModel {
   struct Layout {
     var rules: [TensorRule]
     var parts: [(folder: String, rules: [TensorRule])]
+    /// What the base model's names begin with in this checkpoint.
+    var prefix: String
   }
 
-  private init(_ configuration: PretrainedConfiguration, _ model: Module, _ layout: Layout) {
+  private init(_ configuration: PretrainedConfiguration, _ model: Module, _ layout: Layout, unused: [String] = []) {
     self.configuration = configuration
     self.model = model
     self.layout = layout
+    unusedTensors = unused
   }
 
   // MARK: Loading
@@ -45,8 +50,10 @@ public struct PretrainedModel {
   /// Reads a model.
   ///
   /// - Parameters:
-  ///   - dtype: converts floating-point tensors; `nil` keeps theirs.
+  ///   - dtype: converts floating-point tensors; `nil` keeps theirs. Numbers of 16 bits stay so in the matrices of linear layers and
+  ///     embeddings, which the kernels read as they are; everything else, and all activations, are float32.
   ///   - progress: called after every tensor.
+  /// - Returns: the model in evaluation mode, its parameters not marked for differentiation (`unfreeze()` does that).
   /// - Throws: `FileError` or `SafetensorsError` that names the file, and the key or the tensors: an unknown architecture, options that
   ///   aren't supported, numbers that make no model, missing, unexpected and misshapen tensors, damaged shards.
   public static func load(
@@ -55,7 +62,15 @@ public struct PretrainedModel {
     let directory = directory.count > 1 && directory.hasSuffix("/") ? String(directory.dropLast()) : directory
     // The configuration first: its errors say more than those of the tensors.
     _ = try PretrainedConfiguration(directory: directory)
-    let tensors = try Safetensors.load(directory)
+    let tensors: [String: Tensor]
+    do { tensors = try Safetensors.load(directory) } catch let error as SafetensorsError {
+      let files = (try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []
+      guard !files.contains(where: { $0.contains(".safetensors") }), let pickled = files.sorted().first(where: { $0.hasSuffix(".bin") })
+      else { throw error }
+      throw FileError(
+        directory, "there are no safetensors, only \(pickled), which may run code when it is read; save it as safetensors with transformers"
+      )
+    }
     let configuration = try PretrainedConfiguration(directory: directory, contents: CheckpointContents(names: Set(tensors.keys)))
     let blueprint = configuration.blueprint
     let allBytes = tensors.values.reduce(0) { $0 + $1.byteCount }
@@ -69,29 +84,34 @@ public struct PretrainedModel {
     let shapes = Dictionary(uniqueKeysWithValues: (model.parameters() + model.buffers()).map { ($0.name, $0.tensor.shape) })
     let layout = try Layout(blueprint, shapes: shapes, tensors: Set(tensors.keys), file: directory)
 
+    let matrices = Set(
+      model.modules().filter { $0.module is Linear || $0.module is Embedding }.map { $0.path.isEmpty ? "weight" : $0.path + ".weight" })
     var state: [String: Tensor] = [:]
     var (count, bytes) = (0, 0)
     func adopt(_ rules: [TensorRule], _ tensors: [String: Tensor]) {
       for rule in rules {
         let tensor = tensors[rule.foreign]!
         let own = rule.split(dtype.map { tensor.to($0) } ?? tensor, rule.own.map { shapes[$0]! })
-        for (name, value) in zip(rule.own, own) { state[name] = value }
+        for (name, value) in zip(rule.own, own) {
+          let isHalf = value.dtype == .bfloat16 || value.dtype == .float16
+          state[name] = isHalf && (value.dtype == .float16 || !matrices.contains(name)) ? value.to(.float32) : value
+        }
         count += 1
         bytes += tensor.byteCount
         progress?(LoadProgress(tensors: count, allTensors: layout.rules.count, bytes: bytes, allBytes: allBytes))
       }
     }
-    try check(tensors, layout.rules, shapes, ignored: blueprint.ignored, directory)
+    let unused = try check(tensors, layout.rules, shapes, ignored: blueprint.ignored, basePrefix: layout.prefix, directory)
     adopt(layout.rules, tensors)
     for part in layout.parts {
       let folder = directory + "/" + part.folder
       let own = try Safetensors.load(folder)
-      try check(own, part.rules, shapes, ignored: [], folder)
+      _ = try check(own, part.rules, shapes, ignored: [], basePrefix: "", folder)
       adopt(part.rules, own)
     }
     try model.adopt(state)
     model.eval()
-    return PretrainedModel(configuration, model, layout)
+    return PretrainedModel(configuration, model, layout, unused: unused)
   }
 
   /// The same architecture with random parameters, to train from scratch or to measure. Throws `FileError`.
@@ -114,9 +134,11 @@ public struct PretrainedModel {
   }
 
   /// Throws a `FileError` that lists what is missing, unexpected or of another shape, by the names in the file.
+  ///
+  /// Unexpected is what would change the base model or a head that is read; tensors of other heads are returned.
   private static func check(
-    _ tensors: [String: Tensor], _ rules: [TensorRule], _ shapes: [String: [Int]], ignored: [String], _ folder: String
-  ) throws {
+    _ tensors: [String: Tensor], _ rules: [TensorRule], _ shapes: [String: [Int]], ignored: [String], basePrefix: String, _ folder: String
+  ) throws -> [String] {
     var missing: [String] = []
     var misshapen: [String] = []
     var strange: [String] = []
@@ -133,9 +155,13 @@ public struct PretrainedModel {
       }
     }
     let known = Set(rules.map(\.foreign))
-    let unexpected = tensors.keys.filter { name in
+    func module(_ name: String) -> Substring { name.lastIndex(of: ".").map { name[..<$0] } ?? name[...] }
+    let modules = Set(known.map(module))
+    let others = tensors.keys.filter { name in
       !known.contains(name) && !ignored.contains { name == $0 || name.hasSuffix("." + $0) }
-    }.sorted().map { "\"\($0)\" \(tensors[$0]!.shape)" }
+    }.sorted()
+    let isOurs = { (name: String) in name.hasPrefix(basePrefix) || modules.contains(module(name)) }
+    let unexpected = others.filter(isOurs).map { "\"\($0)\" \(tensors[$0]!.shape)" }
     let lists = [("missing", missing), ("of another shape", misshapen), ("unexpected", unexpected), ("of another kind", strange)]
     let lines = lists.filter { !$0.1.isEmpty }.map { title, names in
       "  \(title) (\(names.count)):\n    " + names.prefix(10).joined(separator: "\n    ")
@@ -144,6 +170,7 @@ public struct PretrainedModel {
     guard lines.isEmpty else {
       throw FileError(folder, "the tensors don't fit the model that config.json describes:\n" + lines.joined(separator: "\n"))
     }
+    return others.filter { !isOurs($0) }
   }
 
   // MARK: Saving
@@ -160,7 +187,12 @@ public struct PretrainedModel {
     let target = isNew ? "\(directory).\(UUID().uuidString).partial" : directory
     defer { if isNew { try? manager.removeItem(atPath: target) } }
 
-    let parameters = Dictionary(uniqueKeysWithValues: (model.parameters() + model.buffers()).map { ($0.name, $0.tensor.detached()) })
+    // A model whose matrices have 16 bits is written in 16 bits: what was widened on loading goes back unchanged.
+    let half = model.parameters().first { $0.tensor.dtype == .bfloat16 }?.tensor.dtype
+    let parameters = Dictionary(
+      uniqueKeysWithValues: (model.parameters() + model.buffers()).map { name, tensor in
+        (name, half.map { tensor.dtype.isFloatingPoint ? tensor.detached().to($0) : tensor.detached() } ?? tensor.detached())
+      })
     func joined(_ rules: [TensorRule]) throws -> [String: Tensor] {
       var result: [String: Tensor] = [:]
       for rule in rules {
@@ -232,14 +264,16 @@ extension PretrainedModel.Layout {
       throw FileError(
         file, "no tensor of this architecture's checkpoints holds the parameters \(nameless.prefix(5).joined(separator: ", "))")
     }
+    let prefix = blueprint.prefix
+    self.prefix = prefix
     if let tensors {
-      let prefix = blueprint.prefix
       if !prefix.isEmpty, let first = rules.first(where: { $0.foreign.hasPrefix(prefix) })?.foreign, !tensors.contains(first) {
         let stem = first.dropFirst(prefix.count)
         // What stands before the same name in this file; the shortest, where several models are in one file.
         let found = tensors.filter { $0 == stem || $0.hasSuffix("." + stem) }.min { ($0.count, $0) < ($1.count, $1) }
         if let found {
           let actual = found.dropLast(stem.count)
+          self.prefix = String(actual)
           for i in rules.indices where rules[i].foreign.hasPrefix(prefix) {
             rules[i].foreign = String(actual) + rules[i].foreign.dropFirst(prefix.count)
           }

@@ -34,6 +34,6 @@ public final class ConvolutionStem: Module {
     require(
       x.rank == 3 && x.dim(1) == configuration.channels,
       "the audio front end reads [batch, \(configuration.channels), frames], got \(x.shape)")
-    return second(first(x).gelu()).gelu().swappedAxes(1, 2)
+    return second(first(x.to(first.weight.dtype)).gelu()).gelu().swappedAxes(1, 2)
   }
 }

@@ -1,3 +1,4 @@
+import CImages
 import Foundation
 
 /// A decoded image of 8 bits a channel.
@@ -9,8 +10,8 @@ public struct PixelImage: Sendable, Equatable {
   /// Row by row from the top; the channels of a pixel stand together.
   public let pixels: [UInt8]
 
-  /// Pixels of an image that can be read at most: 16 times those of a large photograph, so that a header can't ask for all memory.
-  public static let largest = 1 << 28
+  /// Pixels of an image that can be read at most, as a short file can claim, and even unpack to, any number.
+  public static let largest = 1 << 27
 
   public init(width: Int, height: Int, channels: Int, pixels: [UInt8]) {
     require(
@@ -40,9 +41,9 @@ public struct PixelImage: Sendable, Equatable {
 
   // MARK: Reading
 
-  /// Reads a PNM file: PGM (P2, P5) or PPM (P3, P6), of at most 65535 levels.
+  /// Reads a PNG, JPEG, PGM (P2, P5) or PPM (P3, P6) file. Transparency is left out; photographs are not turned by their EXIF data.
   ///
-  /// Throws `FileError` for a file that can't be read or holds something else.
+  /// Throws `FileError` for a file that can't be read, is damaged or holds something else.
   public init(contentsOf path: String) throws {
     let data: Data
     do {
@@ -54,14 +55,36 @@ public struct PixelImage: Sendable, Equatable {
   }
 
   /// - Parameter name: for messages. Throws `FileError`.
-  public init(_ data: Data, name: String) throws { self = try Self.readPortableMap([UInt8](data), name: name) }
+  public init(_ data: Data, name: String) throws {
+    if data.starts(with: [0x89, 0x50, 0x4E, 0x47]) {
+      self = try Self.decoded("PNG", data, name, cimages_decode_png)
+    } else if data.starts(with: [0xFF, 0xD8]) {
+      self = try Self.decoded("JPEG", data, name, cimages_decode_jpeg)
+    } else {
+      self = try Self.readPortableMap([UInt8](data), name: name)
+    }
+  }
+
+  private static func decoded(
+    _ kind: String, _ data: Data, _ name: String, _ decode: (UnsafePointer<UInt8>, Int, UInt64) -> cimages_image
+  ) throws -> PixelImage {
+    var image = data.withUnsafeBytes { decode($0.baseAddress!.assumingMemoryBound(to: UInt8.self), $0.count, UInt64(largest)) }
+    defer { cimages_free(&image) }
+    guard let bytes = image.pixels else {
+      let message = withUnsafeBytes(of: image.message) { String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self) }
+      throw FileError(name, "is a \(kind) file that can't be decoded: \(message)")
+    }
+    let count = image.width * image.height * image.channels
+    return PixelImage(
+      width: image.width, height: image.height, channels: image.channels, pixels: Array(UnsafeBufferPointer(start: bytes, count: count)))
+  }
 
   /// The portable formats of Netpbm: a text header, then numbers as bytes or as text.
   private static func readPortableMap(_ bytes: [UInt8], name: String) throws -> PixelImage {
     func fail(_ reason: String) -> FileError { FileError(name, reason) }
     guard bytes.count > 2, bytes[0] == UInt8(ascii: "P"),
       let kind = ["2", "3", "5", "6"].first(where: { Character($0).asciiValue == bytes[1] })
-    else { throw fail("is not a PGM or PPM image (P2, P3, P5 or P6)") }
+    else { throw fail("is not an image that can be read: PNG, JPEG, PGM or PPM (P2, P3, P5, P6)") }
     var position = 2
     func isSpace(_ byte: UInt8) -> Bool { byte == 32 || (9...13).contains(byte) }
     /// The next number of the text, after spaces and comments.

@@ -197,7 +197,7 @@ public final class PatchEmbedding: Module {
   public func callAsFunction(_ pixels: Tensor) -> Tensor {
     let (p, batch, channels) = (patch, pixels.dim(0), pixels.dim(1))
     let (rows, columns) = (pixels.dim(2) / p, pixels.dim(3) / p)
-    let patches = pixels[.all, .all, ..<(rows * p), ..<(columns * p)]
+    let patches = pixels.to(weight.dtype)[.all, .all, ..<(rows * p), ..<(columns * p)]
       .reshaped(batch, channels, rows, p, columns, p)
       .transposed(0, 2, 4, 1, 3, 5).reshaped(batch, rows * columns, channels * p * p)
     return linearMap(patches, weight.reshaped(weight.dim(0), -1), bias)

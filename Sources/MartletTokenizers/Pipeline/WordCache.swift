@@ -3,6 +3,7 @@ struct WordCache: ~Copyable {
   /// Longer words are not kept.
   static let longestWord = 64
 
+  // Not private: the debug compiler can't destroy a buffer of a private type from another file.
   struct Slot {
     var tag: UInt32
     var key: UInt32

@@ -44,13 +44,25 @@ extension BenchmarkCase {
         }
       }
     ]
-      + [("float32", 4.0)].map { name, bytes in
+      + [("float32", 4.0), ("bfloat16", 2), ("int8", 1), ("int4", 0.5 + 2.0 / 64)].map { name, bytes in
         BenchmarkCase(
           "llama-109m one token after 512, \(name) weights", group: "Pretrained models",
           peers: [Peer("llama-109m decode C512", "transformers in float32, with its cache")],
           work: .traffic(llamaWeights * bytes + cacheBytes), isHeavy: true
         ) {
           let model = try llamaModel()
+          switch name {
+          case "bfloat16":
+            for case let module in model.modules().map(\.module) {
+              if let linear = module as? Linear { linear.to(.bfloat16) }
+              if let embedding = module as? Embedding { embedding.to(.bfloat16) }
+            }
+          case "int8", "int4":
+            // The output projection too, for which the embedding's matrix serves.
+            model.head = Linear(weight: model.backbone.embedding!.weight)
+            try model.quantizeLinears(WeightQuantization(bits: name == "int8" ? 8 : 4))
+          default: break
+          }
           var state = try withoutGradient {
             var state = try model.initialState(batch: 1, cache: CacheOptions(capacity: context + 64))
             _ = model.advance(Tensor.randomIntegers(below: 32000, [1, context], generator: RandomGenerator(seed: 1)), &state)
