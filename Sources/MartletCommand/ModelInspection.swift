@@ -51,6 +51,8 @@ struct ModelInspection {
 
   let path: String
   let configuration: PretrainedConfiguration?
+  /// What a model of `martlet train` was trained on.
+  let task: String?
   let tensors: [Entry]
   let bytesOnDisk: Int
   let files: Int
@@ -89,6 +91,7 @@ struct ModelInspection {
     // The configuration first: its errors say more than those of the tensors.
     let described = kind == .checkpoint ? try PretrainedConfiguration(directory: path) : nil
 
+    task = kind == .trained ? try Self.task(path + "/martlet.json") : nil
     // Mapped, not read.
     let mapped = try Self.hasWeights(path, kind) ? Safetensors.load(path) : [:]
     tensors = mapped.map { Entry(name: $0.key, dtype: $0.value.dtype, shape: $0.value.shape, bytes: $0.value.byteCount) }
@@ -126,6 +129,13 @@ struct ModelInspection {
     }
     self.tokenizer = tokenizer
     tokenizerProblem = problem
+  }
+
+  private static func task(_ file: String) throws -> String? {
+    guard let data = FileManager.default.contents(atPath: file) else { throw FileError(file, "can't be read") }
+    do { return try data.withUnsafeBytes { try JSONValue.parse($0.bindMemory(to: UInt8.self)) }["task"]?.stringValue } catch {
+      throw FileError(file, "is not valid JSON: \(error)")
+    }
   }
 
   private static func hasWeights(_ path: String, _ kind: PretrainedArguments.Kind) throws -> Bool {

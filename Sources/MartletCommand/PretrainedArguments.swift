@@ -17,7 +17,12 @@ enum PretrainedArguments {
   static func kind(_ path: String) throws -> Kind {
     var isFolder: ObjCBool = false
     guard FileManager.default.fileExists(atPath: path, isDirectory: &isFolder) else {
-      throw FileError(path, "there is no such model: the path of a folder with config.json was expected (models are not downloaded)")
+      let place = URL(fileURLWithPath: path)
+      let others = (try? FileManager.default.contentsOfDirectory(atPath: place.deletingLastPathComponent().path)) ?? []
+      throw FileError(
+        path,
+        "there is no such model.\(Suggestions.phrase(for: place.lastPathComponent, in: others.filter { !$0.hasPrefix(".") })) "
+          + "The path of a folder with config.json was expected (models are not downloaded)")
     }
     guard isFolder.boolValue else {
       guard path.hasSuffix(".safetensors") else { throw FileError(path, "is no model's folder and no .safetensors file") }

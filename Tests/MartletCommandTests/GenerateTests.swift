@@ -228,6 +228,8 @@ import Testing
       let plain = try CommandRun(shell: #""$MARTLET" \#(arguments.map { "'\($0)'" }.joined(separator: " ")) | wc -c"#)
       #expect(plain.output.trimmingCharacters(in: .whitespacesAndNewlines) == "\(4 + 5 + 1)", "\(plain.errors)")
       try CommandRun(arguments + ["--chat"]).expectRefusal("--chat", "martlet train")
+      #expect(try CommandRun(["inspect", folder + "/model", "--json"]).json["task"]?.stringValue == "bytes:\(text)")
+      try CommandRun(["generate", folder + "/modle", "a"]).expectRefusal("\"model\"")
       let metrics = try CommandRun(["evaluate", folder + "/model", "--json"])
       #expect(try #require(metrics.json["bitsPerByte"]?.doubleValue) > 0, "\(metrics.errors)")
     }
