@@ -19,7 +19,7 @@ struct ChatSession {
     Output.note("Ask away. /clear begins anew, /exit or Ctrl-D ends; Ctrl-C ends a reply.")
     let beginning = messages
     while true {
-      Interruption.ignore()
+      Interruption.stopWatching()
       FileHandle.standardError.write(Data("> ".utf8))
       guard let line = readLine() else {
         Output.note("")

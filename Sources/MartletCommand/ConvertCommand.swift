@@ -114,7 +114,7 @@ struct ConvertCommand: ParsableCommand {
   private func convertFile(_ dtype: DType?) throws -> (Int, (read: Int, written: Int)) {
     let file = try SafetensorsFile(model)
     let tensors = try file.tensors()
-    let display = ProgressDisplay()
+    let display = ProgressDisplay(patient: true)
     defer { display.close() }
     var result: [String: Tensor] = [:]
     for (i, name) in file.names.enumerated() {

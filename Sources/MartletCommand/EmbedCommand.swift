@@ -63,7 +63,7 @@ struct EmbedCommand: ParsableCommand {
     var reader = try LineReader(input)
     let embedder = try embedder()
     Interruption.watch()
-    let display = ProgressDisplay()
+    let display = ProgressDisplay(patient: true)
     defer { display.close() }
     let watch = Stopwatch()
     var parts: [Tensor] = []
@@ -73,7 +73,7 @@ struct EmbedCommand: ParsableCommand {
     func embed(_ texts: [String]) throws {
       let part = try withTorchErrors {
         try embedder.embed(texts, threads: Engine.threads) { count in
-          if watch.seconds > 1 { display.update("embedding", nil, Self.figures(done + count, watch)) }
+          display.update("embedding", nil, Self.figures(done + count, watch))
           return !Interruption.isAsked
         }
       }

@@ -101,16 +101,14 @@ struct EvaluateCommand: ParsableCommand {
       throw ValidationError("--window \(window) is more than the \(pretrained.configuration.contextLength) positions that the model has")
     }
     let stride = try self.stride.map { try Quantity.length($0) } ?? max(1, window / 2)
-    let display = ProgressDisplay()
+    let display = ProgressDisplay(patient: true)
     defer { display.close() }
     let watch = Stopwatch()
     let result = try withTorchErrors {
       try MartletInference.perplexity(model, tokens: tokens, window: window, stride: stride) { fraction, soFar in
-        if watch.seconds > 1 {
-          display.update(
-            "perplexity", fraction,
-            "\(Figure.number(soFar.perplexity))  \(ProgressDisplay.rate(Double(soFar.tokens) / watch.seconds)) tokens/s")
-        }
+        display.update(
+          "perplexity", fraction,
+          "\(Figure.number(soFar.perplexity))  \(ProgressDisplay.rate(Double(soFar.tokens) / max(1e-9, watch.seconds))) tokens/s")
         return !Interruption.isAsked
       }
     }
@@ -144,11 +142,10 @@ struct EvaluateCommand: ParsableCommand {
   }
 
   private func logits(_ embedder: TextEmbedder, _ records: [LabelledLines.Record], _ title: String) throws -> Tensor {
-    let display = ProgressDisplay()
+    let display = ProgressDisplay(patient: true)
     defer { display.close() }
-    let watch = Stopwatch()
     func progress(_ done: Int) -> Bool {
-      if watch.seconds > 1 { display.update(title, Double(done) / Double(records.count), "\(Figure.grouped(done)) texts") }
+      display.update(title, Double(done) / Double(records.count), "\(Figure.grouped(done)) texts")
       return !Interruption.isAsked
     }
     let result = try withTorchErrors {

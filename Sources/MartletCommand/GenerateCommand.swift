@@ -126,11 +126,13 @@ struct GenerateCommand: ParsableCommand {
   // MARK: Pretrained models
 
   private func runPretrained(_ watch: Stopwatch) throws {
+    let isConversation = chat && prompt == nil && input == nil && isatty(STDIN_FILENO) == 1
     let producer = try TextProducer(
-      model, weights: try weights.map { try CatalogArguments.parse($0) }, sampling: sampling, stopStrings: stop,
+      model, weights: try weights.map { try CatalogArguments.parse($0) }, sampling: sampling, stopStrings: stop, continues: !chat,
+      converses: isConversation,
       draft: draft.map { ($0, guesses) })
     if let input { return try runAll(input, producer) }
-    if chat && prompt == nil && isatty(STDIN_FILENO) == 1 {
+    if isConversation {
       guard !json else { throw ValidationError("--json needs a prompt") }
       var session = ChatSession(producer, system: system)
       return try session.run()

@@ -45,6 +45,7 @@ struct InspectCommand: ParsableCommand {
         facts.append(("classes", "\(c.labels.count): " + c.labels.prefix(6).joined(separator: ", ") + (c.labels.count > 6 ? ", …" : "")))
       }
     }
+    if let task = model.task { facts.append(("trained on", "\(task), by `martlet train`")) }
     let types = model.dtypes.map { "\($0.dtype)" }.joined(separator: ", ")
     facts.append(("parameters", Figure.grouped(model.parameters)))
     facts.append(
@@ -146,6 +147,7 @@ struct InspectCommand: ParsableCommand {
       result["context"] = .integer(c.contextLength)
       result["classes"] = .array(c.labels.map(JSONValue.string))
     }
+    if let task = model.task { result["task"] = .string(task) }
     result["parameters"] = .integer(model.parameters)
     result["parts"] = .array(model.parts.map { ["part": .string($0.part.rawValue), "parameters": .integer($0.count)] })
     result["dtypes"] = .array(model.dtypes.map { ["dtype": .string("\($0.dtype)"), "elements": .integer($0.count)] })

@@ -51,6 +51,8 @@ struct ModelInspection {
 
   let path: String
   let configuration: PretrainedConfiguration?
+  /// What a model of `martlet train` was trained on.
+  let task: String?
   let tensors: [Entry]
   let bytesOnDisk: Int
   let files: Int
@@ -89,6 +91,7 @@ struct ModelInspection {
     // The configuration first: its errors say more than those of the tensors.
     let described = kind == .checkpoint ? try PretrainedConfiguration(directory: path) : nil
 
+    task = kind == .trained ? try Self.task(path + "/martlet.json") : nil
     // Mapped, not read.
     let mapped = try Self.hasWeights(path, kind) ? Safetensors.load(path) : [:]
     tensors = mapped.map { Entry(name: $0.key, dtype: $0.value.dtype, shape: $0.value.shape, bytes: $0.value.byteCount) }
@@ -128,15 +131,30 @@ struct ModelInspection {
     tokenizerProblem = problem
   }
 
+  private static func task(_ file: String) throws -> String? {
+    guard let data = FileManager.default.contents(atPath: file) else { throw FileError(file, "can't be read") }
+    do { return try data.withUnsafeBytes { try JSONValue.parse($0.bindMemory(to: UInt8.self)) }["task"]?.stringValue } catch {
+      throw FileError(file, "is not valid JSON: \(error)")
+    }
+  }
+
   private static func hasWeights(_ path: String, _ kind: PretrainedArguments.Kind) throws -> Bool {
     if kind != .checkpoint { return true }
     let files = try FileManager.default.contentsOfDirectory(atPath: path)
     return files.contains { $0.hasSuffix(".safetensors") || $0.hasSuffix(".safetensors.index.json") }
   }
 
+  /// How many files hold the tensors, and their bytes. Of a folder the ones that are loaded: others may lie beside them.
   private static func files(_ path: String, _ kind: PretrainedArguments.Kind) -> (Int, Int) {
-    let files = kind == .tensors ? [path] : ((try? FileManager.default.contentsOfDirectory(atPath: path)) ?? []).map { path + "/" + $0 }
-    let sizes = files.filter { $0.hasSuffix(".safetensors") }.compactMap { file in
+    var names =
+      kind == .tensors ? [] : ((try? FileManager.default.contentsOfDirectory(atPath: path)) ?? []).filter { $0.hasSuffix(".safetensors") }
+    let shards = names.filter { $0.wholeMatch(of: /model-\d+-of-\d+\.safetensors/) != nil }
+    if FileManager.default.fileExists(atPath: path + "/model.safetensors.index.json"), !shards.isEmpty {
+      names = shards
+    } else if names.contains("model.safetensors") {
+      names = ["model.safetensors"]
+    }
+    let sizes = (kind == .tensors ? [path] : names.map { path + "/" + $0 }).compactMap { file in
       let real = URL(fileURLWithPath: file).resolvingSymlinksInPath().path
       return (try? FileManager.default.attributesOfItem(atPath: real))?[.size] as? Int
     }

@@ -17,7 +17,12 @@ enum PretrainedArguments {
   static func kind(_ path: String) throws -> Kind {
     var isFolder: ObjCBool = false
     guard FileManager.default.fileExists(atPath: path, isDirectory: &isFolder) else {
-      throw FileError(path, "there is no such model: the path of a folder with config.json was expected (models are not downloaded)")
+      let place = URL(fileURLWithPath: path)
+      let others = (try? FileManager.default.contentsOfDirectory(atPath: place.deletingLastPathComponent().path)) ?? []
+      throw FileError(
+        path,
+        "there is no such model.\(Suggestions.phrase(for: place.lastPathComponent, in: others.filter { !$0.hasPrefix(".") })) "
+          + "The path of a folder with config.json was expected (models are not downloaded)")
     }
     guard isFolder.boolValue else {
       guard path.hasSuffix(".safetensors") else { throw FileError(path, "is no model's folder and no .safetensors file") }
@@ -40,12 +45,10 @@ enum PretrainedArguments {
     case .tensors: throw FileError(path, "is one file of tensors; name the folder that holds it with its config.json")
     }
     try checkFormat(path)
-    let display = ProgressDisplay()
-    let begin = ContinuousClock.now
+    let display = ProgressDisplay(patient: true)
     defer { display.close() }
     return try withTorchErrors {
       try PretrainedModel.load(path, dtype: dtype) { progress in
-        guard ContinuousClock.now - begin > .seconds(1) else { return }
         let fraction = progress.allBytes > 0 ? Double(progress.bytes) / Double(progress.allBytes) : 1
         display.update(
           "loading \(URL(fileURLWithPath: path).lastPathComponent)", min(1, fraction),

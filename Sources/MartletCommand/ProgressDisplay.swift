@@ -6,11 +6,19 @@ import MartletCatalog
 final class ProgressDisplay {
   private let isTerminal = isatty(STDERR_FILENO) == 1
   private let plainInterval: Double
-  private var last = ContinuousClock.now - .seconds(3600)
+  private var last: ContinuousClock.Instant
+  private let isPatient: Bool
+  private var hasShown = false
   private var isLineOpen = false
 
-  /// - Parameter plainInterval: seconds between lines when standard error is no terminal.
-  init(plainInterval: Double = 15) { self.plainInterval = plainInterval }
+  /// - Parameters:
+  ///   - plainInterval: seconds between lines when standard error is no terminal.
+  ///   - patient: say nothing of work that ends within a second (within that interval when standard error is no terminal).
+  init(plainInterval: Double = 15, patient: Bool = false) {
+    self.plainInterval = plainInterval
+    isPatient = patient
+    last = patient ? .now : .now - .seconds(3600)
+  }
 
   /// Shows a state of a training, at most ten times a second.
   func update(_ title: String, _ progress: TrainingProgress) {
@@ -24,9 +32,11 @@ final class ProgressDisplay {
   /// Shows how much is done (`nil` where that isn't known) and some figures, at most ten times a second.
   func update(_ title: String, _ fraction: Double?, _ figures: @autoclosure () -> String) {
     let now = ContinuousClock.now
-    let isEnd = fraction ?? 0 >= 1
-    guard now - last >= .seconds(isTerminal ? 0.1 : plainInterval) || isEnd else { return }
+    let isEnd = fraction ?? 0 >= 1 && (hasShown || !isPatient)
+    let interval = isTerminal ? (isPatient && !hasShown ? 1 : 0.1) : plainInterval
+    guard now - last >= .seconds(interval) || isEnd else { return }
     last = now
+    hasShown = true
     let share = fraction.map { "\(Int($0 * 100)) %  " } ?? ""
     if isTerminal {
       let cells = 24

@@ -60,13 +60,21 @@ struct TextProducer {
   let draft: (model: PretrainedModel, guesses: Int)?
   let stopStrings: [String]
   let options: GenerationOptions
+  /// Whether texts go on from their prompts, rather than answer them.
+  let continues: Bool
   private let generator: TextGenerator
-  /// Of a conversation: what was read before is not read again.
-  private let cache = PromptCache(limit: 2)
+  /// Tokens before a text on which its spelling may depend.
+  private static let contextTokens = 8
+  /// Of a conversation: what was read before is not read again. Keeping it costs a copy, so nothing else does.
+  private let cache: PromptCache?
 
-  /// Throws `FileError` and `ConfigurationError`.
+  /// - Parameters:
+  ///   - continues: whether texts go on from their prompts.
+  ///   - converses: whether prompts will begin as earlier ones did.
+  /// - Throws: `FileError` and `ConfigurationError`.
   init(
-    _ path: String, weights: WeightsOption?, sampling: SamplingOptions, stopStrings: [String], draft: (path: String, guesses: Int)?
+    _ path: String, weights: WeightsOption?, sampling: SamplingOptions, stopStrings: [String], continues: Bool,
+    converses: Bool = false, draft: (path: String, guesses: Int)?
   ) throws {
     let pretrained = try WeightsOption.load(path, weights)
     guard let model = pretrained.model as? any GenerativeModel else {
@@ -81,7 +89,12 @@ struct TextProducer {
     self.pretrained = pretrained
     self.tokenizer = tokenizer
     self.stopStrings = stopStrings
+    self.continues = continues
+    cache = converses ? PromptCache(limit: 2) : nil
     generator = try TextGenerator(model: model, tokenizer: tokenizer)
+    guard draft == nil || pretrained.encoderDecoder == nil else {
+      throw FileError(path, "is an encoder-decoder, for which --draft doesn't work")
+    }
     self.draft = try draft.map { path, guesses in
       let small = try WeightsOption.load(path, weights)
       guard let drafting = small.model as? any GenerativeModel, small.encoderDecoder == nil else {
@@ -157,6 +170,8 @@ struct TextProducer {
     let options = try fitting(options, prompts)
     var results = names.map { ProducedText(prompt: $0.0, promptTokens: $0.1) }
     var streams = prompts.map { _ in TextStream(tokenizer, stopStrings: stopStrings) }
+    // A reply begins a text of its own, a continuation doesn't.
+    if continues && state == nil { for i in streams.indices { try streams[i].follow(prompts[i].suffix(Self.contextTokens)) } }
     var failure: (any Error)?
     func receive(_ index: Int, _ token: Int) -> Bool {
       if results[index].firstSeconds == nil { results[index].firstSeconds = watch.seconds }
@@ -180,7 +195,7 @@ struct TextProducer {
         return [sequence]
       }
       return try MartletInference.generate(
-        model, prompts: prompts, options: options, start: state, promptCache: state == nil && prompts.count == 1 ? cache : nil
+        model, prompts: prompts, options: options, start: state, promptCache: state == nil ? cache : nil
       ) { index, token, _ in receive(index, token) }
     }
     if let failure { throw failure }
@@ -206,7 +221,10 @@ struct TextProducer {
       guard let best = found[0].first else { return ProducedText(prompt: text.name, promptTokens: text.tokens.count) }
       let isEnded = best.tokens.last.map(options.stopTokens.contains) ?? false
       var result = ProducedText(prompt: text.name, promptTokens: text.tokens.count)
-      result.text = try tokenizer.decode(isEnded ? best.tokens.dropLast() : best.tokens[...])
+      var stream = TextStream(tokenizer, stopStrings: [])
+      if continues && state == nil { try stream.follow(text.tokens.suffix(Self.contextTokens)) }
+      for token in isEnded ? best.tokens.dropLast() : best.tokens[...] { result.text += try stream.append(token) }
+      result.text += try stream.finish()
       result.ids = best.tokens
       result.score = best.score
       result.finish = (isEnded ? GeneratedSequence.Finish.stop : .length).rawValue

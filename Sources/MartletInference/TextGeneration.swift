@@ -92,6 +92,10 @@ public struct TextStream: Sendable {
     self.stopStrings = stopStrings.filter { !$0.isEmpty }.map { Array($0.utf8) }
   }
 
+  /// Takes the end of what stands before the text, so that it goes on from there: a blank before its first word is kept, where it
+  /// would be left out at the beginning of a text.
+  public mutating func follow(_ tokens: some Sequence<Int>) throws { for token in tokens { _ = try decoder.append(token) } }
+
   /// The text that a token releases.
   public mutating func append(_ token: Int) throws -> String { release(try decoder.append(token)) }
 

@@ -12,7 +12,7 @@ import Testing
       #expect(json["architecture"]?.stringValue == "llama")
       #expect(json["parameters"]?.intValue == count)
       #expect(json["parts"]?.arrayValue?.reduce(0) { $0 + ($1["parameters"]?.intValue ?? 0) } == count)
-      #expect(json["files"]?.intValue == 5)  // four shards, and the expected outputs beside them
+      #expect(json["files"]?.intValue == 4)
       // 2 layers × keys and values × 2 heads × 16 channels × 4 bytes.
       let position = 2 * 2 * 2 * 16 * 4
       #expect(json["state"]?["bytesPerToken"]?.intValue == position)
