@@ -178,16 +178,79 @@ struct JSONCursor {
     return isNegative ? -value : value
   }
 
-  /// A number.
+  /// A number, as the library's reader (`serde_json`) understands it: the digits as a whole number, then multiplied or divided by a power
+  /// of ten. That is one rounding more than the nearest number, and decides between ways to cut a text that are equally good.
   mutating func number(_ context: StaticString) throws -> Double {
     _ = peek()
     let start = position
-    while position < bytes.count, "+-.eE0123456789".utf8.contains(bytes[position]) { position += 1 }
-    guard position > start, position - start < 400,
-      let value = Double(String(decoding: bytes[start..<position], as: UTF8.self)), value.isFinite
-    else { throw failure("\(context) must be a number", at: start) }
-    return value
+    func digit(_ cursor: JSONCursor) -> UInt64? {
+      guard cursor.position < cursor.bytes.count, cursor.bytes[cursor.position] &- UInt8(ascii: "0") < 10 else { return nil }
+      return UInt64(cursor.bytes[cursor.position] - UInt8(ascii: "0"))
+    }
+    func error(_ cursor: JSONCursor) -> FileError { cursor.failure("\(context) must be a number", at: start) }
+    var isNegative = false
+    if position < bytes.count && bytes[position] == UInt8(ascii: "-") {
+      isNegative = true
+      position += 1
+    }
+    var significand: UInt64 = 0
+    var exponent = 0
+    var isFull = false
+    func take(_ digit: UInt64) -> Bool {
+      let (product, a) = significand.multipliedReportingOverflow(by: 10)
+      let (sum, b) = product.addingReportingOverflow(digit)
+      if a || b || isFull { return false }
+      significand = sum
+      return true
+    }
+    guard digit(self) != nil else { throw error(self) }
+    while let next = digit(self) {
+      if !take(next) {
+        isFull = true
+        exponent += 1
+      }
+      position += 1
+    }
+    if position < bytes.count && bytes[position] == UInt8(ascii: ".") {
+      position += 1
+      guard digit(self) != nil else { throw error(self) }
+      while let next = digit(self) {
+        if take(next) { exponent -= 1 } else { isFull = true }
+        position += 1
+      }
+    }
+    if position < bytes.count && bytes[position] | 0x20 == UInt8(ascii: "e") {
+      position += 1
+      var isBelow = false
+      if position < bytes.count && (bytes[position] == UInt8(ascii: "-") || bytes[position] == UInt8(ascii: "+")) {
+        isBelow = bytes[position] == UInt8(ascii: "-")
+        position += 1
+      }
+      guard digit(self) != nil else { throw error(self) }
+      var written = 0
+      while let next = digit(self) {
+        written = min(written * 10 + Int(next), 100_000)
+        position += 1
+      }
+      exponent += isBelow ? -written : written
+    }
+    var value = Double(significand)
+    while exponent != 0 && value != 0 {
+      if exponent > 0 {
+        if exponent > 308 { throw failure("\(context) is out of range", at: start) }
+        value *= Self.powersOfTen[exponent]
+        exponent = 0
+      } else {
+        let step = min(-exponent, 308)
+        value /= Self.powersOfTen[step]
+        exponent += step
+      }
+    }
+    guard value.isFinite else { throw failure("\(context) is out of range", at: start) }
+    return isNegative ? -value : value
   }
+
+  private static let powersOfTen: [Double] = (0...308).map { Double("1e\($0)")! }
 
   /// Passes over a value. Of its parts only strings and brackets are looked at.
   mutating func skipValue() throws {

@@ -67,7 +67,8 @@ final class AddedVocabulary: Sendable {
         var out = TextBuffer()
         out.begin(isAligned: false)
         let hasChanged = try content.withUnsafeBufferPointer {
-          try normalizer.apply(TextView(bytes: $0.baseAddress!, count: $0.count, starts: nil, ends: nil), into: &out, &scratch, memory)
+          try normalizer.apply(
+            TextView(bytes: $0.baseAddress!, count: $0.count, starts: nil, ends: nil, firstCount: 0), into: &out, &scratch, memory)
         }
         let result = Array(out.bytes.buffer)
         if hasChanged && result != content { normalized[id] = result }
@@ -155,9 +156,8 @@ final class AddedVocabulary: Sendable {
       }
       if done < start { try body(-1, done, start) }
       try body(id, start, end)
+      // As in the library, the search goes on behind the token itself: one that begins in white space taken here is found too.
       done = end
-      // White space taken can't hold another token that counts twice.
-      position = max(position, end)
     }
     if done < count { try body(-1, done, count) }
   }

@@ -40,10 +40,7 @@ struct BertNormalization {
           // Only cleaning removes; an unclean NUL is written.
           if mapped != 0 || !cleans {
             out.bytes.append(mapped)
-            if out.isAligned {
-              out.starts.append(text.starts![position])
-              out.ends.append(text.ends![position])
-            }
+            out.note(1, text, position)
           }
           position += 1
           continue

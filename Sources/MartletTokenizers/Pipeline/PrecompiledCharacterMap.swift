@@ -71,9 +71,21 @@ public final class PrecompiledCharacterMap: Sendable {
     var copied = 0
     var hasChanged = false
 
+    // Characters removed at the very beginning count, in the library, as the origin of what follows: that decides whether the text still
+    // begins at the beginning.
+    func copyUnchanged(_ end: Int, _ out: inout TextBuffer) {
+      if copied > 0 && copied < end && out.bytes.count == 0 {
+        let (scalar, length) = UTF8Text.scalar(bytes + copied)
+        out.append(scalar, from: text, at: 0)
+        copied += length
+      }
+      out.copy(text, copied, end)
+    }
+
     func replace(_ range: Range<Int>, _ start: Int, _ end: Int, _ out: inout TextBuffer) {
-      out.copy(text, copied, start)
-      replacements.withUnsafeBufferPointer { out.append(UnsafeBufferPointer(rebasing: $0[range]), from: text, at: start) }
+      copyUnchanged(start, &out)
+      let place = out.bytes.count == 0 ? 0 : start
+      replacements.withUnsafeBufferPointer { out.append(UnsafeBufferPointer(rebasing: $0[range]), from: text, at: place) }
       copied = end
       hasChanged = true
     }
@@ -102,7 +114,7 @@ public final class PrecompiledCharacterMap: Sendable {
       position = end
     }
     if !hasChanged { return false }
-    out.copy(text, copied, count)
+    copyUnchanged(count, &out)
     return true
   }
 

@@ -50,7 +50,7 @@ struct EncodingState: ~Copyable {
     guard text.count < Int(Int32.max) / 4 else {
       throw TokenizationError("a text of \(text.count) bytes is too long to be tokenized at once")
     }
-    var view = TextView(bytes: base, count: text.count, starts: nil, ends: nil)
+    var view = TextView(bytes: base, count: text.count, starts: nil, ends: nil, firstCount: UTF8Text.length(base[0]))
     if sink.keepsSpans {
       given.begin(isAligned: true)
       var position = 0
@@ -68,13 +68,13 @@ struct EncodingState: ~Copyable {
       if id >= 0 {
         sink.append(id, start, end)
       } else {
-        try tokenizeSection(view.slice(start, end), isFirst: start == 0, core)
+        try tokenizeSection(view.slice(start, end), core)
       }
     }
   }
 
   /// Text between added tokens that are found as given.
-  private mutating func tokenizeSection(_ section: TextView, isFirst: Bool, _ core: Tokenizer.Core) throws {
+  private mutating func tokenizeSection(_ section: TextView, _ core: Tokenizer.Core) throws {
     var view = section
     var inA = false
     for normalizer in core.normalizers {
@@ -101,13 +101,13 @@ struct EncodingState: ~Copyable {
           sink.append(id, 0, 0)
         }
       } else {
-        try tokenizeText(whole.slice(start, end), isFirst: isFirst && start == 0, core)
+        try tokenizeText(whole.slice(start, end), core)
       }
     }
   }
 
   /// Normalized text without added tokens.
-  private mutating func tokenizeText(_ text: TextView, isFirst: Bool, _ core: Tokenizer.Core) throws {
+  private mutating func tokenizeText(_ text: TextView, _ core: Tokenizer.Core) throws {
     var view = text
     var inC = false
     pieces.count = 0
@@ -142,10 +142,10 @@ struct EncodingState: ~Copyable {
         }
       case .metaspace(let replacement, let scheme, let splits):
         if inC {
-          Self.metaspace(&pieces, &nextPieces, view, into: &d, replacement.value, scheme, splits, isFirst, sink.keepsSpans)
+          Self.metaspace(&pieces, &nextPieces, view, into: &d, replacement.value, scheme, splits, sink.keepsSpans)
           view = d.view
         } else {
-          Self.metaspace(&pieces, &nextPieces, view, into: &c, replacement.value, scheme, splits, isFirst, sink.keepsSpans)
+          Self.metaspace(&pieces, &nextPieces, view, into: &c, replacement.value, scheme, splits, sink.keepsSpans)
           view = c.view
         }
         inC.toggle()
@@ -194,7 +194,7 @@ struct EncodingState: ~Copyable {
   /// Writes every piece with its blanks replaced and one put before it as the scheme says, and cuts before every replacement.
   private static func metaspace(
     _ pieces: inout RawBuffer<Piece>, _ cut: inout RawBuffer<Piece>, _ view: TextView, into out: inout TextBuffer, _ replacement: UInt32,
-    _ scheme: PreTokenizer.PrependScheme, _ splits: Bool, _ isFirst: Bool, _ isAligned: Bool
+    _ scheme: PreTokenizer.PrependScheme, _ splits: Bool, _ isAligned: Bool
   ) {
     out.begin(isAligned: isAligned)
     cut.count = 0
@@ -204,7 +204,7 @@ struct EncodingState: ~Copyable {
       let end = Int(pieces[i].end)
       let written = out.bytes.count
       let first = view.bytes[start] == 0x20 ? replacement : UTF8Text.scalar(view.bytes + start).value
-      let isAtStart = isAligned ? view.starts![start] == 0 : isFirst && start == 0
+      let isAtStart = start < view.firstCount
       if first != replacement && (scheme == .always || scheme == .first && isAtStart) {
         out.append(replacement, from: view, at: start)
       }

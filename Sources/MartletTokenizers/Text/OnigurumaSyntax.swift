@@ -6,7 +6,10 @@ enum OnigurumaSyntax {
   private static let notSpace =
     #"\x{0}-\x{8}\x{e}-\x{1f}\x{21}-\x{84}\x{86}-\x{9f}\x{a1}-\x{167f}\x{1681}-\x{1fff}\x{200b}-\x{2027}\x{202a}-\x{202e}"#
     + #"\x{2030}-\x{205e}\x{2060}-\x{2fff}\x{3001}-\x{10ffff}"#
-  private static let word = #"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}"#
+  // Oniguruma counts the superscript digits and fractions of Latin-1 too.
+  private static let word =
+    #"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{b2}\x{b3}\x{b9}\x{bc}-\x{be}"# + NewerCharacters.ranges("Alphabetic")
+    + NewerCharacters.ranges("M") + NewerCharacters.ranges("Nd") + NewerCharacters.ranges("Pc")
 
   /// Throws ``VocabularyError`` naming what has no counterpart.
   static func translated(_ pattern: String) throws(VocabularyError) -> String {
@@ -207,36 +210,41 @@ private enum NewerCharacters {
     return (parts.first ?? 0, parts.dropFirst().first ?? 0)
   }()
 
-  private static let all: [(UInt32, ScalarClass)] = {
-    var result: [(UInt32, ScalarClass)] = []
+  /// With the letters of the general category, as in "Lu".
+  private static let all: [(value: UInt32, category: String, isAlphabetic: Bool)] = {
+    var result: [(value: UInt32, category: String, isAlphabetic: Bool)] = []
     for value in UInt32(0x80)..<0x32000 {
       let classes = scalarClass(value, UnicodeTables.classes)
       if classes.isDisjoint(with: [.letter, .number, .mark, .punctuation, .symbol]) { continue }
       // The large blocks of ideographs and syllables are older than any PCRE2 in use.
       if (0x3400..<0x4DB0).contains(value) || (0x4E00..<0x9F00).contains(value) || (0xAC00..<0xD7A4).contains(value) { continue }
-      if let age = Unicode.Scalar(value)?.properties.age, (age.major, age.minor) > pcreVersion { result.append((value, classes)) }
+      guard let properties = Unicode.Scalar(value)?.properties, let age = properties.age, (age.major, age.minor) > pcreVersion,
+        let category = names[properties.generalCategory]
+      else { continue }
+      result.append((value, category, properties.isAlphabetic))
     }
     return result
   }()
 
+  private static let names: [Unicode.GeneralCategory: String] = [
+    .uppercaseLetter: "Lu", .lowercaseLetter: "Ll", .titlecaseLetter: "Lt", .modifierLetter: "Lm", .otherLetter: "Lo",
+    .nonspacingMark: "Mn", .spacingMark: "Mc", .enclosingMark: "Me", .decimalNumber: "Nd", .letterNumber: "Nl", .otherNumber: "No",
+    .connectorPunctuation: "Pc", .dashPunctuation: "Pd", .openPunctuation: "Ps", .closePunctuation: "Pe", .initialPunctuation: "Pi",
+    .finalPunctuation: "Pf", .otherPunctuation: "Po", .mathSymbol: "Sm", .currencySymbol: "Sc", .modifierSymbol: "Sk",
+    .otherSymbol: "So",
+  ]
+
   /// The ranges to add to a property, for use inside brackets.
   static func ranges(_ property: String) -> String {
-    let wanted: ScalarClass
-    switch property {
-    case "L": wanted = .letter
-    case "N": wanted = .number
-    case "M": wanted = .mark
-    case "P": wanted = .punctuation
-    case "S": wanted = .symbol
-    default: return ""
-    }
+    let isAlphabetic = property == "Alphabetic"
+    guard isAlphabetic || ["L", "N", "M", "P", "S"].contains(property) || names.values.contains(property) else { return "" }
     var result = ""
     var start: UInt32 = 0
     var end: UInt32 = 0  // behind the range
     func write() {
       if end > start { result += "\\x{\(String(start, radix: 16))}-\\x{\(String(end - 1, radix: 16))}" }
     }
-    for (value, classes) in all where classes.contains(wanted) {
+    for (value, category, alphabetic) in all where isAlphabetic ? alphabetic : category.hasPrefix(property) {
       if value != end {
         write()
         start = value

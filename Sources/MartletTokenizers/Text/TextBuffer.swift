@@ -5,10 +5,14 @@ struct TextView {
   /// Of every byte: where the character it comes from begins and ends in the text given. nil when nobody asked for offsets.
   var starts: UnsafePointer<UInt32>?
   var ends: UnsafePointer<UInt32>?
+  /// How many bytes at the front come from the first character of the text given.
+  var firstCount: Int
 
   @inline(__always)
   func slice(_ start: Int, _ end: Int) -> TextView {
-    TextView(bytes: bytes + start, count: end - start, starts: starts.map { $0 + start }, ends: ends.map { $0 + start })
+    TextView(
+      bytes: bytes + start, count: end - start, starts: starts.map { $0 + start }, ends: ends.map { $0 + start },
+      firstCount: max(0, min(firstCount, end) - start))
   }
 }
 
@@ -18,15 +22,19 @@ struct TextBuffer: ~Copyable {
   var starts = RawBuffer<UInt32>(capacity: 1)
   var ends = RawBuffer<UInt32>(capacity: 1)
   var isAligned = false
+  private var firstCount = 0
+  private var isFirst = true  // nothing from behind the first character has been written yet
 
   var view: TextView {
     TextView(
       bytes: UnsafePointer(bytes.base), count: bytes.count, starts: isAligned ? UnsafePointer(starts.base) : nil,
-      ends: isAligned ? UnsafePointer(ends.base) : nil)
+      ends: isAligned ? UnsafePointer(ends.base) : nil, firstCount: firstCount)
   }
 
   mutating func begin(isAligned: Bool) {
     self.isAligned = isAligned
+    firstCount = 0
+    isFirst = true
     let limit = 1 << 20
     bytes.removeAll(keeping: limit)
     starts.removeAll(keeping: limit)
@@ -37,6 +45,10 @@ struct TextBuffer: ~Copyable {
   @inline(__always)
   mutating func copy(_ source: TextView, _ start: Int, _ end: Int) {
     if start >= end { return }
+    if isFirst {
+      firstCount += max(0, min(source.firstCount, end) - start)
+      isFirst = end <= source.firstCount
+    }
     bytes.append(source.bytes + start, count: end - start)
     if isAligned {
       starts.append(source.starts! + start, count: end - start)
@@ -49,14 +61,23 @@ struct TextBuffer: ~Copyable {
   mutating func append(_ scalar: UInt32, from source: TextView, at place: Int) {
     let before = bytes.count
     UTF8Text.append(scalar, to: &bytes)
-    if isAligned { align(bytes.count - before, source, place) }
+    note(bytes.count - before, source, place)
+  }
+
+  /// Says where bytes just written come from.
+  @inline(__always)
+  mutating func note(_ count: Int, _ source: TextView, _ place: Int) {
+    if isFirst {
+      if place < source.firstCount { firstCount += count } else { isFirst = false }
+    }
+    if isAligned { align(count, source, place) }
   }
 
   /// Writes characters that come from the one at byte `place` of a text.
   mutating func append(_ content: UnsafeBufferPointer<UInt8>, from source: TextView, at place: Int) {
     guard let base = content.baseAddress else { return }
     bytes.append(base, count: content.count)
-    if isAligned { align(content.count, source, place) }
+    note(content.count, source, place)
   }
 
   @inline(never)
