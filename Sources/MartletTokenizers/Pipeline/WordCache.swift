@@ -3,7 +3,8 @@ struct WordCache: ~Copyable {
   /// Longer words are not kept.
   static let longestWord = 64
 
-  private struct Slot {
+  // Not private: the compiler of Swift 6.3 fails on a private type in memory of this kind.
+  struct Slot {
     var tag: UInt32
     var key: UInt32
     var ids: UInt32
