@@ -43,7 +43,7 @@ public struct Tokenizer: Sendable {
   /// Tokens of the model and added ones, each counted once.
   public var vocabularyCount: Int {
     let own = core.model.vocabulary
-    return own.count + core.added.tokens.count { own.id(of: $0.token.content) == nil }
+    return core.model.tokenCount + core.added.tokens.count { own.id(of: $0.token.content) == nil }
   }
   /// One more than the largest id: what an embedding table must have at least.
   public var idCount: Int { max(core.model.vocabulary.idCount, (core.added.tokens.last?.id ?? -1) + 1) }
@@ -169,7 +169,10 @@ public struct Tokenizer: Sendable {
         fromRight ? (first + second - kept.1)..<(first + second) : first..<(first + kept.1),
       ]
       if offsets, let trimming = core.postProcessor?.offsetTrimming, trimming.isOn {
-        workspace.trimOffsets(core, addsPrefixSpace: trimming.addsPrefixSpace, texts: [0..<first, first..<(first + second)])
+        workspace.trimOffsets(core, addsPrefixSpace: trimming.addsPrefixSpace, 0..<first, of: text)
+        if let pair {
+          workspace.trimOffsets(core, addsPrefixSpace: trimming.addsPrefixSpace, first..<(first + second), of: pair)
+        }
       }
       let layout =
         core.postProcessor?.layout(isPair: pair != nil, addsSpecialTokens: addSpecialTokens)

@@ -9,7 +9,8 @@ With --small it writes the fixtures of the unit tests instead (a few hundred tex
     python Tests/Fixtures/tokenizer_parity.py Tests/MartletTokenizersTests/Fixtures/parity --small
 
 Needs tokenizers, and sentencepiece for the compiled normalization rules that T5 and XLM-R use. In FOLDER: NAME.json (the tokenizer),
-texts.bin (a 32-bit length and the bytes of every text, some of them not UTF-8), NAME.ids (a 32-bit count and 32-bit ids of every text).
+texts.bin (the length and the bytes of every text, some of them not UTF-8), NAME.ids (the count and the ids of every text). Numbers are
+written seven bits to a byte, the lowest first, the eighth bit set where more follow.
 """
 
 import argparse
@@ -19,8 +20,8 @@ import json
 import os
 import random
 import string
-import struct
 import sys
+import tempfile
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -188,7 +189,7 @@ class Corpus:
 
     def long_texts(self, small):
         r = self.random
-        size = 400 if small else 60000
+        size = 160 if small else 60000
         yield "a" * size
         yield ("ab" * size)[: size // 2]
         yield " " * (size // 4)
@@ -199,14 +200,23 @@ class Corpus:
         yield "字" * (size // 10)
         yield "e" + "\u0301\u0327\u0345\u0334" * (size // 40)
         yield "😀" * (size // 20)
-        yield "".join(chr(c) for c in range(0x20, 0x3000))
-        yield " ".join(chr(c) for c in range(0x3000, 0x3400))
+        yield "".join(chr(c) for c in range(0x20, 0x3000, 37 if small else 1))
+        yield " ".join(chr(c) for c in range(0x3000, 0x3400, 37 if small else 1))
+
+
+def varint(n):
+    out = bytearray()
+    while n >= 0x80:
+        out.append(n & 0x7F | 0x80)
+        n >>= 7
+    out.append(n)
+    return bytes(out)
 
 
 def write_records(path, records):
     with open(path, "wb") as f:
         for data in records:
-            f.write(struct.pack("<I", len(data)) + data)
+            f.write(varint(len(data)) + data)
 
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -219,14 +229,23 @@ O200K = "|".join([
 ])
 
 
-def precompiled():
-    """The compiled rules of nmt_nfkc, out of a throw-away SentencePiece model."""
+FEW_RULES = "\n".join([
+    "9\t20", "A\t20", "D\t20", "D A\t20", "3000\t20", "A0\t20", "B\t", "200B\t20", "FB01\t66 69", "FF21\t41", "FF41\t61", "65 301\tE9", "BD\t31 2044 32", "1100 1161\tAC00",
+    "30AB 3099\t30AC", "FF76 FF9E\t30AC", "337F\t682A 5F0F 4F1A 793E", "2764\t3C 33", "49\t69 62", "41 42 43\t78",
+])
+
+
+def precompiled(small):
+    """The compiled rules of nmt_nfkc (or a few rules of every kind), out of a throw-away SentencePiece model."""
     import sentencepiece
 
     out = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["a few words to train with", "and some more of them"] * 10), model_writer=out, vocab_size=20,
-        normalization_rule_name="nmt_nfkc", minloglevel=2)
+    with tempfile.NamedTemporaryFile("w", suffix=".tsv") as rules:
+        rules.write(FEW_RULES)
+        rules.flush()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["a few words to train with", "and some more of them"] * 10), model_writer=out, vocab_size=20,
+            minloglevel=2, **({"normalization_rule_tsv": rules.name} if small else {"normalization_rule_name": "nmt_nfkc"}))
     from sentencepiece import sentencepiece_model_pb2 as proto
 
     model = proto.ModelProto()
@@ -245,7 +264,7 @@ class Makers:
         self.size = size
 
     def bpe(self, tokenizer, special=(), alphabet=None, size=None, **options):
-        trainer = trainers.BpeTrainer(vocab_size=size or self.size, special_tokens=list(special), show_progress=False, initial_alphabet=alphabet or [], limit_alphabet=1000, **options)
+        trainer = trainers.BpeTrainer(vocab_size=size or self.size, special_tokens=list(special), show_progress=False, initial_alphabet=alphabet or [], limit_alphabet=min(1000, self.size // 2), **options)
         tokenizer.train_from_iterator(self.texts, trainer)
         return tokenizer
 
@@ -368,7 +387,7 @@ class Makers:
         t.normalizer = normalizer
         t.pre_tokenizer = pre_tokenizer or pre_tokenizers.BertPreTokenizer()
         t.decoder = decoders.WordPiece()
-        t.train_from_iterator(self.texts, trainers.WordPieceTrainer(vocab_size=self.size, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], show_progress=False, limit_alphabet=900))
+        t.train_from_iterator(self.texts, trainers.WordPieceTrainer(vocab_size=self.size, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], show_progress=False, limit_alphabet=min(900, self.size // 2)))
         return t
 
     def make_bert(self):
@@ -399,20 +418,20 @@ class Makers:
         return t
 
     def make_t5(self):
-        t = self.unigram(normalizers.Precompiled(precompiled()), pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]), ["<pad>", "</s>", "<unk>"])
+        t = self.unigram(normalizers.Precompiled(precompiled(self.size < 1000)), pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]), ["<pad>", "</s>", "<unk>"])
         t.decoder = decoders.Metaspace()
         t.add_special_tokens([AddedToken("<extra>", rstrip=True)])
         t.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", [("</s>", 1)])
         return t
 
     def make_xlm_roberta(self):
-        t = self.unigram(normalizers.Sequence([normalizers.Precompiled(precompiled()), normalizers.Replace(Regex(" {2,}"), " ")]), pre_tokenizers.Metaspace(prepend_scheme="always"))
+        t = self.unigram(normalizers.Sequence([normalizers.Precompiled(precompiled(self.size < 1000)), normalizers.Replace(Regex(" {2,}"), " ")]), pre_tokenizers.Metaspace(prepend_scheme="always"))
         t.decoder = decoders.Metaspace()
         return t
 
     def make_albert(self):
         t = self.unigram(
-            normalizers.Sequence([normalizers.Replace("``", '"'), normalizers.Replace("''", '"'), normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase(), normalizers.Precompiled(precompiled())]),
+            normalizers.Sequence([normalizers.Replace("``", '"'), normalizers.Replace("''", '"'), normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase(), normalizers.Precompiled(precompiled(self.size < 1000))]),
             pre_tokenizers.Metaspace(prepend_scheme="first"))
         t.decoder = decoders.Metaspace(prepend_scheme="first")
         t.add_special_tokens([AddedToken("[MASK]", lstrip=True)])
@@ -462,7 +481,23 @@ def expected(tokenizer, records, path):
     with open(path, "wb") as f:
         for data in records:
             ids = tokenizer.encode(data.decode("utf-8", errors="replace")).ids
-            f.write(struct.pack(f"<{len(ids) + 1}i", len(ids), *ids))
+            f.write(varint(len(ids)) + b"".join(map(varint, ids)))
+
+
+DETAILS = ["Hello, world! It's  the  2nd naïve café—don’t you think?", "def f(x):\n    return x ** 2  # 字符 😀", "  spaces\tand\nlines <mask> <s>word", "日本語とкириллица и العربية", ""]
+
+
+def details(tokenizer):
+    """Tokens, offsets in characters, decoded text, and a pair."""
+
+    def encoding(e):
+        return {"ids": e.ids, "tokens": e.tokens, "types": e.type_ids, "mask": e.attention_mask, "special": e.special_tokens_mask, "offsets": [list(o) for o in e.offsets]}
+
+    single = []
+    for text in DETAILS:
+        e = tokenizer.encode(text)
+        single.append({**encoding(e), "decoded": tokenizer.decode(e.ids), "decoded_all": tokenizer.decode(e.ids, skip_special_tokens=False), "plain": tokenizer.encode(text, add_special_tokens=False).ids})
+    return {"single": single, "pair": encoding(tokenizer.encode(DETAILS[0], DETAILS[1]))}
 
 
 def main():
@@ -474,12 +509,13 @@ def main():
     arguments = parser.parse_args()
     os.makedirs(arguments.folder, exist_ok=True)
     corpus = Corpus(SEED)
-    count = 150 if arguments.small else arguments.texts
+    count = 90 if arguments.small else arguments.texts
     records = [corpus.record() for _ in range(count)]
     records += [t.encode() for t in corpus.long_texts(arguments.small)]
     write_records(os.path.join(arguments.folder, "texts.bin"), records)
     training = [corpus.text() for _ in range(1500 if arguments.small else 8000)]
-    makers = Makers(training, 500 if arguments.small else 4000)
+    described = {"texts": DETAILS}
+    makers = Makers(training, 700 if arguments.small else 4000)
     for name in dir(makers):
         if not name.startswith("make_"):
             continue
@@ -490,8 +526,12 @@ def main():
         path = os.path.join(arguments.folder, name)
         tokenizer.save(path + ".json", pretty=False)
         # What counts is the file: some properties change when it is read.
-        expected(Tokenizer.from_file(path + ".json"), records, path + ".ids")
+        tokenizer = Tokenizer.from_file(path + ".json")
+        expected(tokenizer, records, path + ".ids")
+        described[name] = details(tokenizer)
         print(name, tokenizer.get_vocab_size(), file=sys.stderr)
+    with open(os.path.join(arguments.folder, "details.json"), "w") as f:
+        json.dump(described, f, ensure_ascii=False, separators=(",", ":"))
 
 
 main()

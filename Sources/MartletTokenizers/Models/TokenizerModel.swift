@@ -27,6 +27,9 @@ public enum TokenizerModel: Sendable {
     }
   }
 
+  /// How many tokens the model has; of a Unigram list also those that come twice.
+  var tokenCount: Int { if case .unigram(let model) = self { model.scores.count } else { vocabulary.count } }
+
   /// The unknown token's id, if the model has one.
   public var unknownId: Int? {
     switch self {

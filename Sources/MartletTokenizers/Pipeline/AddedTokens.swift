@@ -50,7 +50,7 @@ final class AddedVocabulary: Sendable {
     var byContent: [[UInt8]: Int] = [:]
     var normalized: [Int: [UInt8]] = [:]
     var specialContents: Set<[UInt8]> = []
-    var next = model.vocabulary.count
+    var next = model.tokenCount
     var scratch = NormalizationScratch()
     let memory = RegularExpression.Memory()
     for token in list where !token.content.isEmpty {

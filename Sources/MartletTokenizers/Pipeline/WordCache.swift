@@ -3,7 +3,7 @@ struct WordCache: ~Copyable {
   /// Longer words are not kept.
   static let longestWord = 64
 
-  // Not private: the compiler of Swift 6.3 fails on a private type in memory of this kind.
+  // Not private: the debug compiler can't destroy a buffer of a private type from another file.
   struct Slot {
     var tag: UInt32
     var key: UInt32

@@ -11,8 +11,8 @@ final class Workspace: @unchecked Sendable {
     state.assemble(layout, ranges, core)
   }
 
-  func trimOffsets(_ core: Tokenizer.Core, addsPrefixSpace: Bool, texts: [Range<Int>]) {
-    state.trimOffsets(core, addsPrefixSpace: addsPrefixSpace, texts: texts)
+  func trimOffsets(_ core: Tokenizer.Core, addsPrefixSpace: Bool, _ tokens: Range<Int>, of text: UnsafeBufferPointer<UInt8>) {
+    state.trimOffsets(core, addsPrefixSpace: addsPrefixSpace, tokens, of: text)
   }
 }
 
@@ -309,25 +309,34 @@ struct EncodingState: ~Copyable {
     return Encoding(ids: ids, offsets: offsets, runs: runs, tokenizer: core)
   }
 
-  /// Takes white space at the ends of byte-level tokens out of their offsets.
-  mutating func trimOffsets(_ core: Tokenizer.Core, addsPrefixSpace: Bool, texts: [Range<Int>]) {
-    for range in texts {
-      for i in range {
-        guard let token = core.token(of: Int(sink.ids[i])) else { continue }
-        let scalars = Array(token.unicodeScalars)
-        func isSpace(_ scalar: Unicode.Scalar) -> Bool {
-          scalar.value == 0x120 || scalarClass(scalar.value, UnicodeTables.classes).contains(.space)
-        }
-        var leading = scalars.prefix(while: isSpace).count
-        let trailing = scalars.reversed().prefix(while: isSpace).count
-        var span = sink.spans[i]
-        if leading > 0 {
-          if (i == range.lowerBound || span.start == 0) && addsPrefixSpace && leading == 1 { leading = 0 }
-          span.start = min(span.start + UInt32(leading), span.end)
-        }
-        if trailing > 0 && span.end >= trailing { span.end = max(span.end - UInt32(trailing), span.start) }
-        sink.spans[i] = span
+  /// Takes white space at the ends of byte-level tokens out of their offsets, a character of the text for a blank of the token.
+  mutating func trimOffsets(
+    _ core: Tokenizer.Core, addsPrefixSpace: Bool, _ tokens: Range<Int>, of text: UnsafeBufferPointer<UInt8>
+  ) {
+    for i in tokens {
+      var start = Int(sink.spans[i].start)
+      var end = Int(sink.spans[i].end)
+      let id = Int(sink.ids[i])
+      // An added token may have taken white space: it is as it stands in the text.
+      let isAdded = core.added.token(of: id) != nil
+      guard let token = isAdded ? String(decoding: text[start..<end], as: UTF8.self) : core.token(of: id) else { continue }
+      let scalars = Array(token.unicodeScalars)
+      func isSpace(_ scalar: Unicode.Scalar) -> Bool {
+        scalar.value == 0x120 || scalarClass(scalar.value, UnicodeTables.classes).contains(.space)
       }
+      var leading = scalars.prefix(while: isSpace).count
+      let trailing = scalars.reversed().prefix(while: isSpace).count
+      if leading > 0 {
+        // A blank that was put before the text is in nobody's offsets.
+        if (i == tokens.lowerBound || start == 0) && addsPrefixSpace && leading == 1 { leading = 0 }
+        for _ in 0..<leading where start < end { start += UTF8Text.length(text[start]) }
+        start = min(start, end)
+      }
+      for _ in 0..<trailing where end > start {
+        end -= 1
+        while end > start && text[end] & 0xC0 == 0x80 { end -= 1 }
+      }
+      sink.spans[i] = TokenSpan(start: UInt32(start), end: UInt32(end))
     }
   }
 }

@@ -213,7 +213,7 @@ private enum NewerCharacters {
   /// With the letters of the general category, as in "Lu".
   private static let all: [(value: UInt32, category: String, isAlphabetic: Bool)] = {
     var result: [(value: UInt32, category: String, isAlphabetic: Bool)] = []
-    for value in UInt32(0x80)..<0x32000 {
+    for value in UInt32(0x80)..<0x34000 {
       let classes = scalarClass(value, UnicodeTables.classes)
       if classes.isDisjoint(with: [.letter, .number, .mark, .punctuation, .symbol]) { continue }
       // The large blocks of ideographs and syllables are older than any PCRE2 in use.

@@ -147,6 +147,12 @@ struct NormalizationScratch: ~Copyable {
     var scalar: UInt32
     var place: UInt32
     var combiningClass: UInt8
+
+    /// Becomes another character, at the same place of the text (as the library aligns marks it reorders).
+    mutating func take(_ other: Item) {
+      scalar = other.scalar
+      combiningClass = other.combiningClass
+    }
   }
   var items = RawBuffer<Item>()
 
@@ -155,7 +161,7 @@ struct NormalizationScratch: ~Copyable {
     items.append(Item(scalar: scalar, place: place, combiningClass: combiningClass))
   }
 
-  /// Sorts every run of combining marks by class, keeping the order of equals.
+  /// Sorts every run of combining marks by class, keeping the order of equals and the places.
   mutating func reorder() {
     let base = items.base
     let count = items.count
@@ -177,15 +183,15 @@ struct NormalizationScratch: ~Copyable {
             let item = base[i]
             var j = i
             while j > start && base[j - 1].combiningClass > item.combiningClass {
-              base[j] = base[j - 1]
+              base[j].take(base[j - 1])
               j -= 1
             }
-            base[j] = item
+            base[j].take(item)
           }
         } else {
           // A hostile text stacks thousands of marks: the standard library's sort is stable and n log n.
           let sorted = UnsafeBufferPointer(start: base + start, count: end - start).sorted { $0.combiningClass < $1.combiningClass }
-          for (i, item) in sorted.enumerated() { base[start + i] = item }
+          for (i, item) in sorted.enumerated() { base[start + i].take(item) }
         }
       }
       start = end
