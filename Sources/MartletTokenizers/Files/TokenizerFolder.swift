@@ -14,6 +14,7 @@ extension Tokenizer {
     if !isFolder.boolValue {
       let name = URL(fileURLWithPath: path).lastPathComponent
       if name == "vocab.txt" { return try TokenizerFolder(path: URL(fileURLWithPath: path).deletingLastPathComponent().path).bert() }
+      if name.hasSuffix(".model") { return try Tokenizer(sentencePieceFile: path) }
       return try Tokenizer(file: path)
     }
     return try TokenizerFolder(path: path).load()
@@ -32,10 +33,11 @@ struct TokenizerFolder {
       tokenizer.configuration = try configuration()
       return tokenizer
     }
+    if let file = sentencePieceFile { return try sentencePiece(file) }
     if has("vocab.txt") { return try bert() }
     if has("vocab.json") && has("merges.txt") { return try byteLevel() }
     throw FileError(
-      path, "no tokenizer was found: expected tokenizer.json, vocab.txt, or vocab.json with merges.txt")
+      path, "no tokenizer was found: expected tokenizer.json, tokenizer.model, vocab.txt, or vocab.json with merges.txt")
   }
 
   // MARK: tokenizer_config.json
