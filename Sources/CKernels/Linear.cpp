@@ -5,7 +5,8 @@
 // nominal clock), 4096 tokens and widths of 256 to 1024: y 439-486, dx 462-484, dW with db 413-447 GFLOP/s, where
 // libtorch's F.linear and mm reach 181-219; 256 tokens at width 64: 242-306, 197-236, 176-209 (mm: 144-167). Up to
 // 8 tokens the weight is streamed from memory (Weights.cpp): 24 weights of 2048 x 768 one after the other, one token, one core
-// beside other work: 33 GB/s in f32 (F.linear 19-21, the sum of a tensor 36-40) and 28-31 in bf16, which is three times F.linear in f32.
+// beside other work: 29-36 GB/s in f32, the speed of the sum of a tensor beside it (F.linear: 19-21), and 28-33 in bf16, which is
+// three times F.linear in f32.
 
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>

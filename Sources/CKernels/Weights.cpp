@@ -92,10 +92,40 @@ MARTLET_INLINE int64_t prefetchDistance(const Weights& weights) {
   return (wanted / step + 1) * step;
 }
 
+/// One vector: R rows one after the other, a single stream, which the hardware follows better alone (38 GB/s a core) than it and
+/// prefetches follow four (31-34).
+template <int R>
+MARTLET_INLINE void multiplyRowsInTurn(const float* w, int64_t columns, const float* x, Floats* sum) {
+#pragma clang fp contract(fast)
+  for (int r = 0; r < R; ++r, w += columns) {
+    Floats part[4] = {};
+    int64_t c = 0;
+    for (; c + 64 <= columns; c += 64)
+#pragma clang loop unroll(full)
+      for (int i = 0; i < 4; ++i) {
+        Floats a, v;
+        load(a, w + c + 16 * i);
+        load(v, x + c + 16 * i);
+        part[i] += a * v;
+      }
+    for (; c < columns; c += 16) {
+      Floats a, v;
+      if (c + 16 <= columns)
+        load(a, w + c);
+      else
+        loadSome(a, w + c, columns - c);
+      load(v, x + c);
+      part[0] += a * v;
+    }
+    sum[r] = (part[0] + part[1]) + (part[2] + part[3]);
+  }
+}
+
 /// The products of R rows with T vectors before their lanes are summed, sum[r · T + t].
 template <int R, int T, typename W>
 MARTLET_INLINE void multiplyRows(const Weights& weights, const float* x, int64_t xStride, int64_t first, Floats* sum) {
   const W* w = static_cast<const W*>(weights.data) + first * weights.columns;
+  if constexpr (T == 1 && sizeof(W) == sizeof(float)) return multiplyRowsInTurn<R>(w, weights.columns, x, sum);
   const int64_t ahead = prefetchDistance(weights);
 #pragma clang loop unroll(full)
   for (int i = 0; i < R * T; ++i) sum[i] = Floats{};

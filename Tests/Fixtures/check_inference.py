@@ -445,8 +445,43 @@ def check_attention_packed():
     expect_error("heads", lambda: attend(q, k[:, :1].repeat(1, 3, 1), v[:, :1].repeat(1, 3, 1), torch.tensor([0, 10])))
 
 
+def check_add_norm():
+    ops = torch.ops.martlet
+    for shape in [(1, 768), (3, 5, 33), (700, 64), (0, 8), (2, 1)]:
+        width = shape[-1]
+        for weight in (None, randn(width)):
+            x, residual, bias = randn(*shape).requires_grad_(), randn(*shape), randn(width)
+
+            def layer(x, residual, weight, bias):
+                sum = x + residual
+                return sum, F.layer_norm(sum, (width,), weight, bias, 1e-5)
+
+            def rms(x, residual, weight):
+                sum = x + residual
+                y = sum * (sum.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+                return sum, y if weight is None else y * weight
+
+            high = [None if t is None else t.double() for t in (x, residual, weight, bias)]
+            for gradients in (False, True):
+                with torch.set_grad_enabled(gradients):
+                    for ours, expected in (
+                        (ops.add_layer_norm(x, residual, weight, bias, 1e-5), layer(*high)),
+                        (ops.add_rms_norm(x, residual, weight, 1e-6), rms(*high[:3])),
+                    ):
+                        record("add norm sum", ours[0], expected[0])
+                        # Of one number the mean is that number, and the norm a difference of equal ones.
+                        if width > 1:
+                            record("add norm y", ours[1], expected[1])
+            if x.numel() and width > 1:
+                seed = randn(*shape)
+                (g,) = torch.autograd.grad(ops.add_rms_norm(x, residual, weight, 1e-6)[1], x, seed)
+                (e,) = torch.autograd.grad(rms(*high[:3])[1], x, seed.double())
+                record("add norm dx", g, e)
+    expect_error("residual", lambda: ops.add_rms_norm(randn(2, 8), randn(3, 8), None, 1e-6))
+
+
 CHECKS = [check_mixed_linear, check_quantized_linear, check_joined_linear, check_feed_forward, check_attention_step, check_rotary]
-CHECKS += [check_attention, check_attention_packed]
+CHECKS += [check_add_norm, check_attention, check_attention_packed]
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:

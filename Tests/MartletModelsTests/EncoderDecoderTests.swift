@@ -165,7 +165,8 @@ import Testing
     try withoutGradient {
       let wanted = model(input, mask: mask, output: output)
       let found = half(input, mask: mask, output: output)
-      #expect(found.dtype == .bfloat16)
+      // Matrices stay in 16 bits, activations are whole.
+      #expect(found.dtype == .float32 && half.decoder.embedding?.weight.dtype == .bfloat16)
       let error = difference(found, wanted)
       #expect(error < bound, "differs by \(error)")
       var state = try half.initialState(memory: half.encode(input, mask: mask))

@@ -15,9 +15,6 @@ enum PretrainedFixture {
   static let encoders = [
     "bert", "roberta", "distilbert", "minilm", "bert-classifier", "bert-cross-encoder", "roberta-classifier", "distilbert-classifier",
   ]
-  static let encoderDecoders = ["t5", "t5-v1.1", "whisper"]
-  static let visionTransformers = ["vit", "vit-features", "deit"]
-  static let all = decoders + encoders + encoderDecoders + visionTransformers
 
   static let others = ["t5", "t5-v1.1", "whisper", "vit", "vit-features", "deit"]
   static let all = decoders + encoders + others
