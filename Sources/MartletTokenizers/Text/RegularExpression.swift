@@ -59,25 +59,29 @@ public final class RegularExpression: @unchecked Sendable {
     return String(decoding: buffer.prefix(max(Int(count), 0)), as: UTF8.self)
   }
 
-  /// Memory for matching, kept from text to text.
+  /// Memory for matching, kept from text to text; taken when a pattern first needs it.
   final class Memory {
-    fileprivate let data: OpaquePointer
-    fileprivate let context: OpaquePointer
-    private let stack: OpaquePointer?
+    fileprivate lazy var handles = Handles()
 
-    init() {
-      data = pcre2_match_data_create_8(1, nil)
-      context = pcre2_match_context_create_8(nil)
-      pcre2_set_match_limit_8(context, 10_000_000)
-      pcre2_set_heap_limit_8(context, 256 * 1024)  // KiB
-      stack = pcre2_jit_stack_create_8(32 * 1024, 16 << 20, nil)
-      pcre2_jit_stack_assign_8(context, nil, stack.map { UnsafeMutableRawPointer($0) })
-    }
+    fileprivate final class Handles {
+      let data: OpaquePointer
+      let context: OpaquePointer
+      private let stack: OpaquePointer?
 
-    deinit {
-      pcre2_match_data_free_8(data)
-      pcre2_match_context_free_8(context)
-      pcre2_jit_stack_free_8(stack)
+      init() {
+        data = pcre2_match_data_create_8(1, nil)
+        context = pcre2_match_context_create_8(nil)
+        pcre2_set_match_limit_8(context, 10_000_000)
+        pcre2_set_heap_limit_8(context, 256 * 1024)  // KiB
+        stack = pcre2_jit_stack_create_8(32 * 1024, 16 << 20, nil)
+        pcre2_jit_stack_assign_8(context, nil, stack.map { UnsafeMutableRawPointer($0) })
+      }
+
+      deinit {
+        pcre2_match_data_free_8(data)
+        pcre2_match_context_free_8(context)
+        pcre2_jit_stack_free_8(stack)
+      }
     }
   }
 
@@ -88,6 +92,7 @@ public final class RegularExpression: @unchecked Sendable {
     var from = 0
     var lastEnd = -1
     let code = try code()
+    let memory = memory.handles
     let vector = pcre2_get_ovector_pointer_8(memory.data)!
     while from <= count {
       var result = pcre2_match_8(code, text, count, from, UInt32(PCRE2_NO_UTF_CHECK), memory.data, memory.context)
