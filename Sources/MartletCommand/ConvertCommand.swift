@@ -52,11 +52,11 @@ struct ConvertCommand: ParsableCommand {
     case .tensors: (parameters, bytes) = try convertFile(dtype)
     case .checkpoint:
       let source = try Safetensors.load(model).values.reduce(0) { $0 + $1.byteCount }
-      let pretrained = try PretrainedArguments.load(model, dtype: dtype)
+      let pretrained = try PretrainedArguments.load(model, dtype: nil)
       try checkInterruption()
       let tensors = pretrained.model.parameters() + pretrained.model.buffers()
-      if dtype == .float16 { try checkRange(tensors.map { ($0.name, $0.tensor) }) }
-      try withTorchErrors { try pretrained.save(to: out, maximumShardBytes: shardBytes) }
+      if dtype == .float16 { try checkRange(tensors.map { ($0.name, $0.tensor.to(.float16)) }) }
+      try withTorchErrors { try pretrained.save(to: out, dtype: dtype, maximumShardBytes: shardBytes) }
       parameters = tensors.reduce(0) { $0 + $1.tensor.count }
       bytes = (source, try Safetensors.load(out).values.reduce(0) { $0 + $1.byteCount })
     }
