@@ -60,6 +60,9 @@ let package = Package(
   targets: [
     .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"]), .brew(["zlib"])]),
     .systemLibrary(name: "CPCRE2", pkgConfig: "libpcre2-8", providers: [.apt(["libpcre2-dev"]), .brew(["pcre2"])]),
+    .systemLibrary(name: "CPNG", pkgConfig: "libpng", providers: [.apt(["libpng-dev"]), .brew(["libpng"])]),
+    .systemLibrary(name: "CJPEG", pkgConfig: "libjpeg", providers: [.apt(["libjpeg-dev"]), .brew(["jpeg-turbo"])]),
+    .target(name: "CImages", dependencies: ["CPNG", "CJPEG"], linkerSettings: [.linkedLibrary("png"), .linkedLibrary("jpeg")]),
     .target(
       name: "CTorch", cxxSettings: [.unsafeFlags(["-O3"] + headers)],
       linkerSettings: [.unsafeFlags(linkerFlags), .linkedLibrary("torch_cpu"), .linkedLibrary("c10")]),
@@ -74,7 +77,7 @@ let package = Package(
     room("MartletNN", ["Martlet"]),
     room("MartletMixers", ["MartletNN"]),
     room("MartletFeedForward", ["MartletNN"]),
-    room("MartletModels", ["MartletMixers", "MartletFeedForward"]),
+    room("MartletModels", ["MartletMixers", "MartletFeedForward", "CImages"]),
     room("MartletOptimizers", ["MartletNN"]),
     room("MartletData", ["Martlet", "MartletTokenizers", "CZlib"]),
     room(

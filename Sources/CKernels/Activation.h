@@ -7,7 +7,7 @@
 
 namespace martlet {
 
-enum class Activation : int64_t { gelu, geluTanh, relu, silu };
+enum class Activation : int64_t { gelu, geluTanh, relu, silu, quickGelu };
 
 struct ValueAndSlope {
   float value, slope;
@@ -49,6 +49,15 @@ struct Silu {
 #pragma clang fp contract(fast)
     const float share = fastSigmoid(x);
     return {x * share, share + x * share * (1.0f - share)};
+  }
+};
+
+/// x sigmoid(1.702 x).
+struct QuickGelu {
+  MARTLET_INLINE ValueAndSlope at(float x) {
+#pragma clang fp contract(fast)
+    const float share = fastSigmoid(1.702f * x);
+    return {x * share, share + 1.702f * x * share * (1.0f - share)};
   }
 };
 

@@ -158,6 +158,14 @@ MARTLET_VECTOR static void scoreKeysHalf(const uint16_t* keys, int64_t stride, i
                                          int64_t heads, float* scores) {
   scoresOf(keys, stride, rows, width, query, heads, scores);
 }
+MARTLET_VECTOR static void scoreKeysInt8(const int8_t* keys, int64_t stride, int64_t rows, int64_t width, const float* query, int64_t heads,
+                                         float* scores) {
+  scoresOf(keys, stride, rows, width, query, heads, scores);
+}
+MARTLET_VECTOR static void addValuesInt8(const int8_t* values, int64_t stride, int64_t rows, int64_t width, const float* weights,
+                                         int64_t heads, float* out, int64_t outStride) {
+  addValuesOf(values, stride, rows, width, weights, heads, out, outStride);
+}
 MARTLET_VECTOR static void addValues(const float* values, int64_t stride, int64_t rows, int64_t width, const float* weights, int64_t heads,
                                      float* out, int64_t outStride) {
   addValuesOf(values, stride, rows, width, weights, heads, out, outStride);
@@ -165,6 +173,54 @@ MARTLET_VECTOR static void addValues(const float* values, int64_t stride, int64_
 MARTLET_VECTOR static void addValuesHalf(const uint16_t* values, int64_t stride, int64_t rows, int64_t width, const float* weights,
                                          int64_t heads, float* out, int64_t outStride) {
   addValuesOf(values, stride, rows, width, weights, heads, out, outStride);
+}
+
+/// Scores times the keys' scales, capped to cap · tanh(score) (its factor of log2 e included, as in the bias's), plus the bias; each
+/// may be absent. All are read in whole vectors of which `rows` count.
+MARTLET_VECTOR static void adjust(float* scores, int64_t rows, const float* keyScales, float cap, const float* bias) {
+#pragma clang fp contract(fast)
+  Floats x, y;
+  for (int64_t r = 0; r < rows; r += 16) {
+    const int64_t some = rows - r < 16 ? rows - r : 16;
+    lanes::load(x, scores + r);
+    if (keyScales) {
+      lanes::loadSome(y, keyScales + r, some);
+      x *= y;
+    }
+    if (cap != 0) {
+      lanes::tanhInPlace(x);
+      x *= cap;
+    }
+    if (bias) {
+      lanes::loadSome(y, bias + r, some);
+      x += y * log2E;
+    }
+    lanes::store(scores + r, x);
+  }
+}
+
+MARTLET_VECTOR static void scaleWeights(float* weights, int64_t rows, const float* scales) {
+  MARTLET_SIMD
+  for (int64_t r = 0; r < rows; ++r) weights[r] *= scales[r];
+}
+
+/// to[c] = from[c] · scale for c < width, zero up to `padded`.
+template <typename T>
+MARTLET_INLINE void packQueryOf(const T* from, int64_t width, float scale, float* to, int64_t padded) {
+  Floats x;
+  for (int64_t c = 0; c < padded; c += 16) {
+    if (c + 16 <= width)
+      lanes::load(x, from + c);
+    else
+      lanes::loadSome(x, from + c, width - c);
+    lanes::store(to + c, x * scale);
+  }
+}
+MARTLET_VECTOR static void packQuery(const float* from, int64_t width, float scale, float* to, int64_t padded) {
+  packQueryOf(from, width, scale, to, padded);
+}
+MARTLET_VECTOR static void packQueryHalf(const uint16_t* from, int64_t width, float scale, float* to, int64_t padded) {
+  packQueryOf(from, width, scale, to, padded);
 }
 
 /// Scores [rows] (log2 units) become weights against the running maximum; brings `maximum`, `sum` and out [width, padded] up to date.
@@ -207,16 +263,24 @@ std::string shape(const at::Tensor& t) { return c10::str(t.scalar_type(), " ", t
 at::Tensor unitStride(const at::Tensor& t) { return t.stride(-1) == 1 || t.size(-1) == 1 ? t : t.contiguous(); }
 
 /// query [B, H, d], caches [B, Hk, S, d] and [B, Hk, S, dv] of which row b has lengths[b] entries, the newest last; the query
-/// stands at the newest. Returns [B, H, dv].
+/// stands at the newest. Returns [B, H, dv] in the query's type.
+/// A cache of float32, bfloat16 or, with key_scales and value_scales float32 [B, Hk, S], int8. Scores are scale · q · k, then
+/// softcap · tanh(score / softcap), then plus bias, float32 [S], [1 or H, S] or [1 or B, 1 or H, S], given by the entries' places.
 at::Tensor attentionStep(const at::Tensor& query, const at::Tensor& keyCache, const at::Tensor& valueCache, const at::Tensor& lengths,
-                         int64_t windowLeft, std::optional<double> givenScale) {
+                         int64_t windowLeft, std::optional<double> givenScale, const std::optional<at::Tensor>& bias_,
+                         std::optional<double> softcap, const std::optional<at::Tensor>& keyScales_,
+                         const std::optional<at::Tensor>& valueScales_) {
   TORCH_CHECK(query.dim() == 3 && query.size(2) > 0, "attention_step: query must be [B, H, d] with d at least 1, got ", shape(query));
-  const auto type = query.scalar_type();
+  const auto type = query.scalar_type(), stored = keyCache.scalar_type();
   TORCH_CHECK(type == at::kFloat || type == at::kBFloat16, "attention_step: query must be float32 or bfloat16, got ", shape(query));
   TORCH_CHECK(keyCache.dim() == 4 && valueCache.dim() == 4, "attention_step: the caches must be [B, Hk, S, d], got ", shape(keyCache),
               " and ", shape(valueCache));
-  TORCH_CHECK(keyCache.scalar_type() == type && valueCache.scalar_type() == type,
-              "attention_step: query and caches must have one type, got ", shape(query), ", ", shape(keyCache), " and ", shape(valueCache));
+  TORCH_CHECK((stored == at::kFloat || stored == at::kBFloat16 || stored == at::kChar) && valueCache.scalar_type() == stored,
+              "attention_step: both caches must be float32, bfloat16 or int8, got ", shape(keyCache), " and ", shape(valueCache));
+  const at::Tensor bias = bias_.value_or(at::Tensor());
+  at::Tensor keyScales = keyScales_.value_or(at::Tensor()), valueScales = valueScales_.value_or(at::Tensor());
+  TORCH_CHECK((stored == at::kChar) == keyScales.defined() && keyScales.defined() == valueScales.defined(),
+              "attention_step: key_scales and value_scales come with int8 caches and only with them");
   TORCH_CHECK(query.is_cpu() && keyCache.is_cpu() && valueCache.is_cpu() && lengths.is_cpu(),
               "attention_step: all tensors must be on the CPU");
   const int64_t batch = query.size(0), heads = query.size(1), width = query.size(2);
@@ -231,6 +295,23 @@ at::Tensor attentionStep(const at::Tensor& query, const at::Tensor& keyCache, co
               shape(valueCache));
   TORCH_CHECK(lengths.scalar_type() == at::kLong && lengths.sizes() == at::IntArrayRef({batch}),
               "attention_step: lengths must be int64 [B] = [", batch, "], got ", shape(lengths));
+  if (keyScales.defined())
+    for (at::Tensor* scales : {&keyScales, &valueScales}) {
+      TORCH_CHECK(scales->scalar_type() == at::kFloat && scales->is_cpu() && scales->sizes() == at::IntArrayRef({batch, keyHeads, capacity}),
+                  "attention_step: the caches' scales must be float32 CPU tensors [", batch, ", ", keyHeads, ", ", capacity, "], got ",
+                  shape(*scales));
+      *scales = scales->contiguous();
+    }
+  TORCH_CHECK(!softcap || *softcap > 0, "attention_step: softcap must be positive, got ", softcap.value_or(0));
+  at::Tensor biases = bias;
+  if (bias.defined()) {
+    TORCH_CHECK(bias.scalar_type() == at::kFloat && bias.is_cpu() && bias.dim() >= 1 && bias.dim() <= 3 && bias.size(-1) == capacity &&
+                    (bias.dim() < 2 || bias.size(-2) == 1 || bias.size(-2) == heads) &&
+                    (bias.dim() < 3 || bias.size(0) == 1 || bias.size(0) == batch),
+                "attention_step: bias must be a float32 CPU tensor that broadcasts to [B, H, S] = [", batch, ", ", heads, ", ", capacity,
+                "] and has its last size, got ", shape(bias));
+    biases = unitStride(bias).expand({batch, heads, capacity});
+  }
   const at::Tensor counts = lengths.contiguous();
   const int64_t* const count = counts.const_data_ptr<int64_t>();
   int64_t longest = 0;
@@ -246,47 +327,74 @@ at::Tensor attentionStep(const at::Tensor& query, const at::Tensor& keyCache, co
   const int64_t group = heads / keyHeads, pairs = batch * keyHeads, queryStride = padded(width), outStride = padded(valueWidth);
   const int64_t wanted = (4 * workerCount() + pairs - 1) / pairs;
   const int64_t parts = std::clamp<int64_t>(longest / leastPart, 1, wanted);
-  const float scale = log2E * static_cast<float>(givenScale.value_or(1.0 / std::sqrt(static_cast<double>(width))));
+  const double given = givenScale.value_or(1.0 / std::sqrt(static_cast<double>(width)));
+  const float scale = static_cast<float>(softcap ? given / *softcap : given * static_cast<double>(log2E));
+  const float cap = softcap ? static_cast<float>(*softcap) * log2E : 0.0f;
+  const bool adjusted = keyScales.defined() || softcap || bias.defined();
 
-  // queries in float, scaled, padded with zeros to whole vectors: [B, H, queryStride]
-  at::Tensor scaled = at::zeros({batch, heads, queryStride}, at::kFloat);
-  scaled.narrow(2, 0, width).copy_(query).mul_(scale);
-  const float* const queries = scaled.const_data_ptr<float>();
-  // of every part and head: the weighted values (outStride), then the maximum and the sum of the weights
-  const int64_t record = outStride + 16;
-  const at::Tensor records = at::zeros({pairs, parts, group, record}, at::kFloat);
-  float* const found = records.data_ptr<float>();
-  const int64_t workers = workerCount();
-  const at::Tensor buffer = at::empty({workers * group * block}, at::kFloat);
+  // One buffer: the queries in float, scaled, padded with zeros to whole vectors, [B, H, queryStride]; of every part and head the
+  // weighted values (outStride), then the maximum and the sum of the weights; and scores, of which each worker has its own.
+  const int64_t record = outStride + 16, workers = workerCount();
+  const int64_t queryFloats = batch * heads * queryStride, recordFloats = pairs * parts * group * record;
+  const at::Tensor buffer = at::empty({queryFloats + recordFloats + workers * group * block}, at::kFloat);
+  float* const queries = buffer.data_ptr<float>();
+  float* const found = queries + queryFloats;
+  float* const allScores = found + recordFloats;
+  std::fill_n(found, recordFloats, 0.0f);
+  const at::Tensor q = unitStride(query);
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t h = 0; h < heads; ++h) {
+      const int64_t from = b * q.stride(0) + h * q.stride(1);
+      float* const to = queries + (b * heads + h) * queryStride;
+      if (type == at::kBFloat16)
+        packQueryHalf(static_cast<const uint16_t*>(q.const_data_ptr()) + from, width, scale, to, queryStride);
+      else
+        packQuery(q.const_data_ptr<float>() + from, width, scale, to, queryStride);
+    }
   const at::Tensor keys = unitStride(keyCache), values = unitStride(valueCache);
-  const bool half = type == at::kBFloat16;
 
-  parallelTasks(pairs * parts, [&](int64_t task, int64_t worker) {
+  const auto attend = [&](int64_t task, int64_t worker) {
     const int64_t pair = task / parts, part = task % parts, b = pair / keyHeads, keyHead = pair % keyHeads;
     const int64_t earliest = windowLeft < 0 ? 0 : std::max<int64_t>(0, count[b] - 1 - windowLeft), span = count[b] - earliest;
     const int64_t begin = earliest + span * part / parts, end = earliest + span * (part + 1) / parts;
     const float* const query = queries + (b * heads + keyHead * group) * queryStride;
     float* const out = found + task * group * record;
-    float* const scores = buffer.data_ptr<float>() + worker * group * block;
+    float* const scores = allScores + worker * group * block;
     for (int64_t h = 0; h < group; ++h) out[h * record + outStride] = -infinity;
     const int64_t keyAt = b * keys.stride(0) + keyHead * keys.stride(1), valueAt = b * values.stride(0) + keyHead * values.stride(1);
     for (int64_t i = begin; i < end; i += block) {
       const int64_t rows = std::min(block, end - i), key = keyAt + i * keys.stride(2), value = valueAt + i * values.stride(2);
-      if (half) {
+      if (stored == at::kChar) {
+        scoreKeysInt8(keys.const_data_ptr<int8_t>() + key, keys.stride(2), rows, width, query, group, scores);
+      } else if (stored == at::kBFloat16) {
         scoreKeysHalf(static_cast<const uint16_t*>(keys.const_data_ptr()) + key, keys.stride(2), rows, width, query, group, scores);
       } else {
         scoreKeys(keys.const_data_ptr<float>() + key, keys.stride(2), rows, width, query, group, scores);
       }
+      const int64_t scaleAt = pair * capacity + i;
+      if (adjusted)
+        for (int64_t h = 0; h < group; ++h)
+          adjust(scores + h * block, rows, keyScales.defined() ? keyScales.const_data_ptr<float>() + scaleAt : nullptr, cap,
+                 bias.defined() ? biases.const_data_ptr<float>() + b * biases.stride(0) + (keyHead * group + h) * biases.stride(1) + i
+                                : nullptr);
       for (int64_t h = 0; h < group; ++h)
         weigh(scores + h * block, rows, out[h * record + outStride], out[h * record + outStride + 1], out + h * record, outStride);
-      if (half) {
+      if (stored == at::kChar) {
+        for (int64_t h = 0; h < group; ++h) scaleWeights(scores + h * block, rows, valueScales.const_data_ptr<float>() + scaleAt);
+        addValuesInt8(values.const_data_ptr<int8_t>() + value, values.stride(2), rows, valueWidth, scores, group, out, record);
+      } else if (stored == at::kBFloat16) {
         addValuesHalf(static_cast<const uint16_t*>(values.const_data_ptr()) + value, values.stride(2), rows, valueWidth, scores, group, out,
                       record);
       } else {
         addValues(values.const_data_ptr<float>() + value, values.stride(2), rows, valueWidth, scores, group, out, record);
       }
     }
-  });
+  };
+  // Below some 64 KB of cache, starting the team costs more than it saves.
+  if (longest * pairs * (width + valueWidth) < 1 << 14)
+    for (int64_t task = 0; task < pairs * parts; ++task) attend(task, 0);
+  else
+    parallelTasks(pairs * parts, attend);
 
   // join the parts in their order
   std::vector<float> joined(static_cast<size_t>(valueWidth));
@@ -305,7 +413,7 @@ at::Tensor attentionStep(const at::Tensor& query, const at::Tensor& keyCache, co
     const float inverse = sum == 0 ? 0.0f : 1.0f / sum;
     for (int64_t c = 0; c < valueWidth; ++c) {
       const float y = joined[static_cast<size_t>(c)] * inverse;
-      if (half) {
+      if (type == at::kBFloat16) {
         result.data_ptr<at::BFloat16>()[head * valueWidth + c] = y;
       } else {
         result.data_ptr<float>()[head * valueWidth + c] = y;
@@ -319,8 +427,8 @@ at::Tensor attentionStep(const at::Tensor& query, const at::Tensor& keyCache, co
 
 TORCH_LIBRARY_FRAGMENT(martlet, library) {
   library.def(
-      "attention_step(Tensor query, Tensor key_cache, Tensor value_cache, Tensor lengths, int window_left=-1, float? scale=None) -> "
-      "Tensor");
+      "attention_step(Tensor query, Tensor key_cache, Tensor value_cache, Tensor lengths, int window_left=-1, float? scale=None, "
+      "Tensor? bias=None, float? softcap=None, Tensor? key_scales=None, Tensor? value_scales=None) -> Tensor");
 }
 TORCH_LIBRARY_IMPL(martlet, CPU, library) { library.impl("attention_step", attentionStep); }
 

@@ -23,7 +23,7 @@ constexpr int64_t kRowTile = 128;
 /// Scratch of the calling thread that lives as long as the thread and only grows; 64-byte aligned. Two slots never
 /// overlap; asking for a slot again gives the same memory.
 float* threadScratch(int slot, int64_t floats);
-enum ScratchSlot { kTailRows, kTailResult, kTile, kTransposed, kTailDepth, kHidden, kHiddenOther, kPanel, kScratchSlots };
+enum ScratchSlot { kTailRows, kTailResult, kTile, kTransposed, kTailDepth, kHidden, kHiddenOther, kPanel, kUnpacked, kPaddedInput, kScratchSlots };
 
 /// A right factor [depth, columns] cut into panels of 64 columns, each stored [depth, width] (the last one narrower);
 /// or, `inPlace`, row-major as it was.
@@ -83,8 +83,29 @@ void multiply(const float* a, int64_t lda, int64_t rows, const Panels& b, float*
   });
 }
 
-/// c = a B, or a B^T when `transposed`. With few tokens and many columns each task packs its own panel into scratch, which
-/// stays in L2 (a packed copy of the whole factor would cost more in page faults than the product); else as above.
+/// c = a B, each panel of B made by `pack(panel, packed)` in scratch, which stays in L2, for up to 512 rows of `a` at a time: a
+/// packed copy of the whole factor would cost more in page faults than the product of few tokens.
+template <typename Pack, typename Finish>
+void multiplyPacked(const float* a, int64_t lda, int64_t rows, int64_t depth, int64_t columns, const Pack& pack, float* c, int64_t ldc,
+                    const Finish& finish) {
+  const int64_t count = (columns + kPanelColumns - 1) / kPanelColumns;
+  int64_t most = 4 * kRowTile;
+  while (most > kRowTile && count * ((rows + most - 1) / most) < 4 * workerCount()) most /= 2;
+  const int64_t parts = (rows + most - 1) / most;
+  productTasks(count * parts, rows * depth * columns, [&](int64_t task, int64_t) {
+    const int64_t panel = task % count, column = panel * kPanelColumns, width = std::min(kPanelColumns, columns - column);
+    const int64_t last = std::min(rows, (task / count + 1) * most);
+    float* packed = threadScratch(kPanel, depth * kPanelColumns);
+    pack(panel, packed);
+    for (int64_t row = task / count * most; row < last; row += kRowTile) {
+      const int64_t taken = std::min(kRowTile, last - row);
+      multiplyBlock(taken, width, depth, a + row * lda, lda, packed, width, c + row * ldc + column, ldc, false);
+      finish(row, taken, column, width);
+    }
+  });
+}
+
+/// c = a B, or a B^T when `transposed`: panels packed by the tasks with few tokens and many columns, else beforehand.
 template <typename Finish>
 void multiply(const float* a, int64_t lda, int64_t rows, const at::Tensor& factor, bool transposed, float* c, int64_t ldc,
               const Finish& finish) {
@@ -92,16 +113,8 @@ void multiply(const float* a, int64_t lda, int64_t rows, const at::Tensor& facto
   const int64_t count = (columns + kPanelColumns - 1) / kPanelColumns;
   if (rows > 4 * kRowTile || count < 2 * workerCount())
     return multiply(a, lda, rows, transposed ? transposedPanels(factor) : panels(factor), c, ldc, finish);
-  productTasks(count, rows * depth * columns, [&](int64_t panel, int64_t) {
-    const int64_t column = panel * kPanelColumns, width = std::min(kPanelColumns, columns - column);
-    float* packed = threadScratch(kPanel, depth * kPanelColumns);
-    packPanel(factor, transposed, panel, packed);
-    for (int64_t row = 0; row < rows; row += kRowTile) {
-      const int64_t taken = std::min(kRowTile, rows - row);
-      multiplyBlock(taken, width, depth, a + row * lda, lda, packed, width, c + row * ldc + column, ldc, false);
-      finish(row, taken, column, width);
-    }
-  });
+  multiplyPacked(a, lda, rows, depth, columns, [&](int64_t panel, float* packed) { packPanel(factor, transposed, panel, packed); }, c, ldc,
+                 finish);
 }
 
 /// left^T right: the gradient of a weight. left [tokens, m], right [tokens, n] contiguous; result [m, n]. `leftSums`

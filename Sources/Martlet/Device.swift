@@ -6,6 +6,8 @@ public struct Device: Hashable, Sendable, CustomStringConvertible {
     case cpu = 0
     case cuda = 1
     case mps = 13
+    /// Shapes without values or memory.
+    case meta = 14
   }
 
   public let kind: Kind
@@ -13,6 +15,7 @@ public struct Device: Hashable, Sendable, CustomStringConvertible {
 
   public static let cpu = Device(kind: .cpu, index: -1)
   public static let mps = Device(kind: .mps, index: 0)
+  public static let meta = Device(kind: .meta)
   public static func cuda(_ index: Int = 0) -> Device { Device(kind: .cuda, index: index) }
 
   public init(kind: Kind, index: Int = -1) {
@@ -41,6 +44,7 @@ public struct Device: Hashable, Sendable, CustomStringConvertible {
     case .cpu: "cpu"
     case .cuda: "cuda:\(max(index, 0))"
     case .mps: "mps"
+    case .meta: "meta"
     }
   }
 }

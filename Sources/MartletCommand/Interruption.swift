@@ -14,4 +14,10 @@ enum Interruption {
       }
     }
   }
+
+  /// Forgets that it was asked and lets signals end the process, while there is no work to save.
+  static func ignore() {
+    for number in [SIGINT, SIGTERM] { signal(number, SIG_DFL) }
+    asked.store(false, ordering: .relaxed)
+  }
 }

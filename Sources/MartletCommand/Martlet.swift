@@ -18,7 +18,8 @@ import MartletTraining
     version: "\(martletVersion) (libtorch \(Engine.torchVersion))",
     subcommands: [
       MethodsCommand.self, DescribeCommand.self, ProbeCommand.self, ReproduceCommand.self, CompareCommand.self, TrainCommand.self,
-      GenerateCommand.self, RunsCommand.self, BenchCommand.self,
+      GenerateCommand.self, EmbedCommand.self, EvaluateCommand.self, TokenizeCommand.self, InspectCommand.self, ConvertCommand.self,
+      RunsCommand.self, BenchCommand.self,
     ])
 
   static func main() { CommandLineErrors.run(Array(CommandLine.arguments.dropFirst())) }

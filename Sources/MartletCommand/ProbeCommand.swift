@@ -35,24 +35,12 @@ struct ProbeCommand: ParsableCommand {
     compute.apply()
     let implementation = try Catalog.implementation(id)
     let configuration = try CatalogArguments.configuration(config)
-    try checkFolder()
+    try OutputFile.check(output, option: "--out")
     let notice = InterruptNotice { [output] in Output.note("interrupted: \(output) is not written") }
     let tensors = try SafetensorsFile(input).tensors()
     let results = try withTorchErrors { try implementation.probe(configuration: configuration, tensors: tensors) }
     try notice.whole { try Safetensors.save(results, to: output) }
     report(results.sorted { $0.key < $1.key })
-  }
-
-  /// A wrong output path is said before the work, not after it.
-  private func checkFolder() throws {
-    var isFolder: ObjCBool = false
-    if FileManager.default.fileExists(atPath: output, isDirectory: &isFolder), isFolder.boolValue {
-      throw ValidationError("--out \(output) is a folder; name a file in it")
-    }
-    let folder = URL(fileURLWithPath: output).deletingLastPathComponent().path
-    guard FileManager.default.fileExists(atPath: folder, isDirectory: &isFolder), isFolder.boolValue else {
-      throw ValidationError("--out \(output): there is no folder \(folder)")
-    }
   }
 
   private func report(_ results: [(key: String, value: Tensor)]) {

@@ -12,25 +12,33 @@ final class ProgressDisplay {
   /// - Parameter plainInterval: seconds between lines when standard error is no terminal.
   init(plainInterval: Double = 15) { self.plainInterval = plainInterval }
 
-  /// Shows a state, at most ten times a second.
+  /// Shows a state of a training, at most ten times a second.
   func update(_ title: String, _ progress: TrainingProgress) {
-    let now = ContinuousClock.now
-    let isEnd = progress.fraction >= 1
-    guard now - last >= .seconds(isTerminal ? 0.1 : plainInterval) || isEnd else { return }
-    last = now
     let rate = progress.seconds > 0 ? Double(progress.positions) / progress.seconds : 0
     let left = progress.fraction > 0 ? progress.seconds * (1 / progress.fraction - 1) : 0
-    let figures =
-      "step \(progress.step)  loss \(String(format: "%.4f", progress.loss))  \(Self.rate(rate)) tokens/s  \(Self.time(left)) left"
+    update(
+      title, progress.fraction,
+      "step \(progress.step)  loss \(String(format: "%.4f", progress.loss))  \(Self.rate(rate)) tokens/s  \(Self.time(left)) left")
+  }
+
+  /// Shows how much is done (`nil` where that isn't known) and some figures, at most ten times a second.
+  func update(_ title: String, _ fraction: Double?, _ figures: @autoclosure () -> String) {
+    let now = ContinuousClock.now
+    let isEnd = fraction ?? 0 >= 1
+    guard now - last >= .seconds(isTerminal ? 0.1 : plainInterval) || isEnd else { return }
+    last = now
+    let share = fraction.map { "\(Int($0 * 100)) %  " } ?? ""
     if isTerminal {
       let cells = 24
-      let full = Int(progress.fraction * Double(cells))
-      let bar = String(repeating: "█", count: full) + String(repeating: "░", count: cells - full)
-      write("\r\u{1B}[2K\(title)  \(bar) \(Int(progress.fraction * 100)) %  \(figures)")
+      let bar = fraction.map { fraction in
+        let full = Int(min(1, fraction) * Double(cells))
+        return String(repeating: "█", count: full) + String(repeating: "░", count: cells - full) + " "
+      }
+      write("\r\u{1B}[2K\(title)  \(bar ?? "")\(share)\(figures())")
       isLineOpen = true
       if isEnd { close() }
     } else {
-      write("\(title)  \(Int(progress.fraction * 100)) %  \(figures)\n")
+      write("\(title)  \(share)\(figures())\n")
     }
   }
 

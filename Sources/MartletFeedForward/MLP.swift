@@ -1,4 +1,5 @@
 private let fused = Operator("martlet::mlp")
+private let fusedQuantized = Operator("martlet::quantized_mlp")
 
 /// W₂ φ(W₁ x + b₁) + b₂ (Vaswani et al. 2017, eq. 2, with φ = GELU by default).
 public final class MLP: Module, FeedForward {
@@ -19,6 +20,12 @@ public final class MLP: Module, FeedForward {
       return fused(
         .tensor(x), .tensor(up.weight), .tensor(up.bias), .tensor(down.weight), .tensor(down.bias), .string(activation.rawValue))
     }
+    if let up = up as? QuantizedLinear, let down = down as? QuantizedLinear, up.sharesForm(with: down), activation.isFused {
+      return fusedQuantized(
+        .tensor(x), .tensor(up.packed), .tensor(up.scales), .tensor(up.minima), .tensor(up.bias), .tensor(down.packed),
+        .tensor(down.scales), .tensor(down.minima), .tensor(down.bias), .int(up.quantization.bits), .int(up.quantization.group),
+        .string(activation.rawValue))
+    }
     return down(activation(up(x)))
   }
 
@@ -29,8 +36,15 @@ extension Activation {
   /// Whether the fused feed-forward kernels know the activation.
   var isFused: Bool {
     switch self {
-    case .gelu, .geluTanh, .relu, .silu: true
+    case .gelu, .geluTanh, .relu, .silu, .quickGelu: true
     default: false
     }
+  }
+}
+
+extension QuantizedLinear {
+  /// Whether one fused kernel reads both.
+  func sharesForm(with other: QuantizedLinear) -> Bool {
+    quantization.bits == other.quantization.bits && quantization.group == other.quantization.group
   }
 }

@@ -1,6 +1,6 @@
 /// One key of a method's configuration.
 public struct ConfigurationKey: Sendable {
-  public enum ValueType: String, Sendable { case boolean, integer, number, string, array }
+  public enum ValueType: String, Sendable { case boolean, integer, number, string, array, object }
 
   public let name: String
   public let type: ValueType
@@ -25,6 +25,7 @@ public struct ConfigurationKey: Sendable {
     case .number: value.doubleValue != nil
     case .string: value.stringValue.map { choices.isEmpty || choices.contains($0) } ?? false
     case .array: value.arrayValue != nil
+    case .object: value.objectValue != nil
     }
   }
 }

@@ -56,34 +56,3 @@ public struct Sampler: Sendable, Equatable {
     return probabilities(logits).multinomial(1, replacement: true, generator: generator).squeezed(-1)
   }
 }
-
-/// Continues token sequences with a model, in evaluation mode and without gradients.
-///
-/// - Parameters:
-///   - prompt: [batch, length] tokens, at least one.
-///   - count: tokens to add.
-///   - onTokens: receives each step's tokens, [batch]; returning false stops.
-/// - Returns: the added tokens, [batch, ≤ count].
-/// - Throws: `ConfigurationError` when the model can't run token by token or the prompt is empty.
-public func generate(
-  _ model: any GenerativeModel, prompt: Tensor, count: Int, sampler: Sampler = Sampler(), generator: RandomGenerator,
-  onTokens: (Tensor) -> Bool = { _ in true }
-) throws -> Tensor {
-  try sampler.validate()
-  guard prompt.dim(1) > 0 else { throw ConfigurationError("the prompt is empty: a model needs at least one token to continue") }
-  let wasTraining = model.isTraining
-  model.eval()
-  defer { model.train(wasTraining) }
-  return try withoutGradient {
-    var state = try model.initialState(batch: prompt.dim(0))
-    var logits = model.advance(prompt, &state)
-    var tokens: [Tensor] = []
-    for i in 0..<count {
-      let next = sampler(logits, generator: generator)
-      tokens.append(next)
-      if !onTokens(next) || i == count - 1 { break }
-      logits = model.advance(next.expandedDimension(1), &state)
-    }
-    return tokens.isEmpty ? Tensor.zeros([prompt.dim(0), 0], dtype: .int64) : stacked(tokens, axis: 1)
-  }
-}

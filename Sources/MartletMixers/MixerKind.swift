@@ -45,7 +45,7 @@ public struct MixerKind: Sendable {
   }
 
   /// Every mixer that can be built, by name.
-  public static let all: [MixerKind] = [.softmax, .window, .linear, .gla, .retention, .scalarGate, .s4d, .s4]
+  public static let all: [MixerKind] = [.softmax, .window, .linear, .gla, .retention, .scalarGate, .deltaNet, .s4d, .s4]
 
   /// The mixer of a name. Throws `ConfigurationError`, which lists the names and suggests the nearest.
   public static func named(_ name: String) throws -> MixerKind {
@@ -113,20 +113,30 @@ extension MixerKind {
   }
 
   private static func softmaxConfiguration(_ site: MixerSite, _ options: JSONValue, window: Int?) throws -> SoftmaxAttention.Configuration {
-    let heads = try heads(options, site)
+    let headWidth = options["head_width"]?.intValue
+    let given = options["heads"]?.intValue ?? 0
+    let heads = headWidth == nil ? try heads(options, site) : given > 0 ? given : site.heads
     let shared = options["kv_heads"]?.intValue ?? 0
     let keyValueHeads = shared == 0 ? heads : shared
-    guard keyValueHeads > 0, heads % keyValueHeads == 0 else {
+    guard heads > 0, keyValueHeads > 0, heads % keyValueHeads == 0 else {
       throw ConfigurationError("\(heads) heads are not a multiple of kv_heads \(keyValueHeads)")
     }
-    let rotary = options["rotary"]?.boolValue ?? true
-    guard !rotary || site.width / heads % 2 == 0 else {
-      throw ConfigurationError("rotary positions need an even head width, got \(site.width / heads)")
+    let width = headWidth ?? site.width / heads
+    guard width > 0, width * heads <= 1 << 20 else { throw ConfigurationError("head_width must be positive and sensible, got \(width)") }
+    let isRotary = options["rotary"]?.boolValue ?? true
+    let turned = options["rotary_width"]?.intValue ?? width
+    guard !isRotary || turned % 2 == 0 && turned > 0 && turned <= width else {
+      throw ConfigurationError("rotary positions need an even head width, at most \(width) channels of it, got \(turned)")
     }
+    let bias = options["bias"]?.boolValue ?? false
     return SoftmaxAttention.Configuration(
-      width: site.width, heads: heads, keyValueHeads: keyValueHeads, isCausal: site.isCausal, window: window,
-      rotaryBase: rotary ? 10000 : nil, bias: options["bias"]?.boolValue ?? false,
-      queryKeyNorm: options["qk_norm"]?.boolValue ?? false)
+      width: site.width, heads: heads, keyValueHeads: keyValueHeads, headWidth: width, isCausal: site.isCausal, window: window,
+      rotaryBase: isRotary ? options["rotary_base"]?.doubleValue ?? 10000 : nil,
+      rotaryScaling: try options["rotary_scaling"].flatMap { try RotaryScaling(options: $0) }, rotaryWidth: turned, bias: bias,
+      keyBias: options["key_bias"]?.boolValue, outputBias: options["output_bias"]?.boolValue,
+      queryKeyNorm: options["qk_norm"]?.boolValue ?? false, normEpsilon: options["norm_epsilon"]?.doubleValue ?? 1e-6,
+      normUnitOffset: options["norm_unit_offset"]?.boolValue ?? false, scale: options["scale"]?.doubleValue,
+      softcap: options["softcap"]?.doubleValue)
   }
 
   private static func windowSize(_ options: JSONValue) throws -> Int? {
@@ -139,6 +149,17 @@ extension MixerKind {
     headsKey, ConfigurationKey("kv_heads", .integer, default: 0, "key/value heads (grouped-query attention); 0 for as many as heads"),
     rotaryKey, ConfigurationKey("bias", .boolean, default: false, "biases in the projections"),
     ConfigurationKey("qk_norm", .boolean, default: false, "RMS-normalise queries and keys per head"),
+    ConfigurationKey("head_width", .integer, default: .null, "channels of a head; null for width / heads"),
+    ConfigurationKey("rotary_base", .number, default: 10000, "base of the rotary frequencies"),
+    ConfigurationKey("rotary_width", .integer, default: .null, "channels of a head that are turned; null for all"),
+    ConfigurationKey(
+      "rotary_scaling", .object, default: .null, "for longer contexts: {\"type\": linear|ntk|dynamic|yarn|llama3|longrope, …}"),
+    ConfigurationKey("key_bias", .boolean, default: .null, "a bias on keys; null for as bias says"),
+    ConfigurationKey("output_bias", .boolean, default: .null, "a bias on the output; null for as bias says"),
+    ConfigurationKey("norm_epsilon", .number, default: 1e-6, "of the norms of queries and keys"),
+    ConfigurationKey("norm_unit_offset", .boolean, default: false, "these norms' factors are 1 + weight"),
+    ConfigurationKey("scale", .number, default: .null, "factor on the scores; null for head_width^-1/2"),
+    ConfigurationKey("softcap", .number, default: .null, "scores are squashed to ± this; null for not"),
   ]
 
   public static let softmax = MixerKind(
@@ -168,26 +189,29 @@ extension MixerKind {
     ConfigurationKey("gate_temperature", .number, default: 16, "τ: log-gates are divided by it"),
     ConfigurationKey("output_gate", .boolean, default: true, "SiLU gate on the output"),
     ConfigurationKey("convolution", .integer, default: 0, "size of a causal depthwise convolution on q, k, v; 0 for none"),
+    ConfigurationKey("norm_epsilon", .number, default: 1e-5, "of the norm on the output"),
     ConfigurationKey("chunk", .integer, default: 64, "positions processed together"),
   ]
 
   private static let gateKey = ConfigurationKey(
     "gate", .string, default: "per_channel", "what makes the state forget", choices: GatedLinearAttention.GateKind.allCases.map(\.rawValue))
 
+  /// The width of all heads together at a ratio to the model's: the nearest even width per head, at least 2.
+  private static func total(_ options: JSONValue, _ key: String, _ fallback: Double, _ site: MixerSite, _ heads: Int) -> Int {
+    max(2, 2 * Int((Double(site.width) * (options[key]?.doubleValue ?? fallback) / Double(2 * heads)).rounded())) * heads
+  }
+
   /// With a gate of its own, or with the one that the key `gate` chooses.
   private static func gated(_ name: String, _ summary: String, _ fixed: GatedLinearAttention.GateKind? = nil) -> MixerKind {
     MixerKind(name: name, summary: summary, keys: (fixed == nil ? [gateKey] : []) + gatedKeys) { site, options, generator in
       let gate = fixed ?? options["gate"]?.stringValue.flatMap(GatedLinearAttention.GateKind.init) ?? .perChannel
       let heads = try heads(options, site)
-      func total(_ key: String, _ fallback: Double) -> Int {
-        // The nearest even width per head, at least 2.
-        max(2, 2 * Int((Double(site.width) * (options[key]?.doubleValue ?? fallback) / Double(2 * heads)).rounded())) * heads
-      }
       let configuration = GatedLinearAttention.Configuration(
-        width: site.width, heads: heads, keyWidth: total("key_ratio", 0.5), valueWidth: total("value_ratio", 1), gate: gate,
+        width: site.width, heads: heads, keyWidth: total(options, "key_ratio", 0.5, site, heads),
+        valueWidth: total(options, "value_ratio", 1, site, heads), gate: gate,
         gateRank: options["gate_rank"]?.intValue ?? 16, gateTemperature: options["gate_temperature"]?.doubleValue ?? 16,
         outputGate: options["output_gate"]?.boolValue ?? true, convolution: options["convolution"]?.intValue ?? 0,
-        chunk: options["chunk"]?.intValue ?? 64, isCausal: site.isCausal)
+        normEpsilon: options["norm_epsilon"]?.doubleValue ?? 1e-5, chunk: options["chunk"]?.intValue ?? 64, isCausal: site.isCausal)
       guard configuration.gateRank > 0, configuration.gateTemperature > 0, configuration.chunk > 0, configuration.convolution >= 0 else {
         throw ConfigurationError("gate_rank, gate_temperature and chunk must be positive and convolution not negative")
       }
@@ -198,6 +222,32 @@ extension MixerKind {
   public static let gla = gated("gla", "gated linear attention (Yang et al. 2023)")
   public static let retention = gated("retention", "retention: constant decay per head (Sun et al. 2023)", .retention)
   public static let scalarGate = gated("scalar_gate", "linear attention with one data-dependent decay per head", .scalar)
+
+  public static let deltaNet = MixerKind(
+    name: "deltanet", summary: "delta rule: writes correct what the memory says (Yang et al. 2024)",
+    keys: [
+      headsKey, ConfigurationKey("key_ratio", .number, default: 1, "total key width over model width"),
+      ConfigurationKey("value_ratio", .number, default: 1, "total value width over model width"),
+      ConfigurationKey("convolution", .integer, default: 4, "size of a causal depthwise convolution on q, k, v; 0 for none"),
+      ConfigurationKey("negative_eigenvalues", .boolean, default: false, "rates up to 2, so that transitions can reflect"),
+      ConfigurationKey("gated", .boolean, default: false, "a data-dependent decay of the state per head (Gated DeltaNet)"),
+      ConfigurationKey("output_gate", .boolean, default: false, "SiLU gate on the output"),
+      ConfigurationKey("norm_epsilon", .number, default: 1e-5, "of the norm on the output"),
+      ConfigurationKey("chunk", .integer, default: 64, "positions processed together"),
+    ]
+  ) { site, options, generator in
+    let heads = try heads(options, site)
+    let configuration = DeltaNet.Configuration(
+      width: site.width, heads: heads, keyWidth: total(options, "key_ratio", 1, site, heads),
+      valueWidth: total(options, "value_ratio", 1, site, heads), convolution: options["convolution"]?.intValue ?? 4,
+      allowNegativeEigenvalues: options["negative_eigenvalues"]?.boolValue ?? false, gated: options["gated"]?.boolValue ?? false,
+      outputGate: options["output_gate"]?.boolValue ?? false, normEpsilon: options["norm_epsilon"]?.doubleValue ?? 1e-5,
+      chunk: options["chunk"]?.intValue ?? 64, isCausal: site.isCausal)
+    guard configuration.chunk > 0, configuration.convolution >= 0 else {
+      throw ConfigurationError("chunk must be positive and convolution not negative")
+    }
+    return DeltaNet(configuration, generator: generator)
+  }
 
   private static let stateKeys: [ConfigurationKey] = [
     ConfigurationKey("state", .integer, default: 64, "N, state size of each channel (even)"),
@@ -234,5 +284,50 @@ extension MixerKind {
     slowParameters: DPLRKernel.slowParameters
   ) { site, options, generator in
     S4(try stateConfiguration(site, options, .dplr), generator: generator)
+  }
+}
+
+extension RotaryScaling {
+  /// From options in the spelling of Hugging Face's `rope_scaling`: `type` (or `rope_type`), `factor`, and each kind's own keys;
+  /// `nil` for null and `default`. Throws `ConfigurationError` that names what is missing.
+  public init?(options: JSONValue) throws {
+    guard let object = options.objectValue else { return nil }
+    let type = object["rope_type"]?.stringValue ?? object["type"]?.stringValue ?? "default"
+    func number(_ key: String) throws -> Double {
+      guard let value = object[key]?.doubleValue, value.isFinite, value > 0 else {
+        throw ConfigurationError("rotary scaling \"\(type)\" needs a positive number \"\(key)\"")
+      }
+      return value
+    }
+    func original() throws -> Int { Int(min(try number("original_max_position_embeddings"), 1e15)) }
+    switch type {
+    case "default": return nil
+    case "linear": self = .linear(factor: try number("factor"))
+    case "ntk": self = .ntk(factor: try number("factor"))
+    case "dynamic": self = .dynamic(factor: try number("factor"), original: try original())
+    case "yarn":
+      self = .yarn(
+        factor: try number("factor"), original: try original(), betaFast: object["beta_fast"]?.doubleValue ?? 32,
+        betaSlow: object["beta_slow"]?.doubleValue ?? 1, attentionFactor: object["attention_factor"]?.doubleValue,
+        truncate: object["truncate"]?.boolValue ?? true)
+    case "llama3":
+      self = .llama3(
+        factor: try number("factor"), low: try number("low_freq_factor"), high: try number("high_freq_factor"),
+        original: try original())
+    case "longrope", "su":
+      func list(_ key: String) throws -> [Double] {
+        guard let values = object[key]?.arrayValue?.compactMap(\.doubleValue), values.allSatisfy({ $0 > 0 && $0.isFinite }) else {
+          throw ConfigurationError("rotary scaling \"\(type)\" needs a list of positive numbers \"\(key)\"")
+        }
+        return values
+      }
+      self = .longRope(
+        short: try list("short_factor"), long: try list("long_factor"), original: try original(),
+        attentionFactor: try number("attention_factor"))
+    default:
+      throw ConfigurationError(
+        "unknown rotary scaling \"\(type)\".\(Suggestions.phrase(for: type, in: ["linear", "ntk", "dynamic", "yarn", "llama3", "longrope"]))"
+      )
+    }
   }
 }

@@ -6,10 +6,16 @@ public struct MixingContext: @unchecked Sendable {
   public var mask: Tensor?
   /// Position of the first element, for rotary embeddings of a continued sequence.
   public var offset: Int
+  /// Added to attention's scores, [heads or 1, queries, keys]: T5's relative positions.
+  public var scoreBias: Tensor?
+  /// Set when x is [1, total, width]: several sequences end to end, without padding.
+  public var packing: SequencePacking?
 
-  public init(mask: Tensor? = nil, offset: Int = 0) {
+  public init(mask: Tensor? = nil, offset: Int = 0, scoreBias: Tensor? = nil, packing: SequencePacking? = nil) {
     self.mask = mask
     self.offset = offset
+    self.scoreBias = scoreBias
+    self.packing = packing
   }
 }
 
@@ -21,11 +27,14 @@ public protocol SequenceMixer: Module {
   var isCausal: Bool { get }
   /// The parallel form.
   func callAsFunction(_ x: Tensor, _ context: MixingContext) -> Tensor
+  /// Whether the parallel form itself heeds `MixingContext.packing`; otherwise models run it sequence by sequence.
+  var mixesPackedSequences: Bool { get }
   /// Multiplications with addition for one sequence of a length, for cost models.
   func multiplyAdds(length: Int) -> Int
 }
 
 extension SequenceMixer {
+  public var mixesPackedSequences: Bool { false }
   public func callAsFunction(_ x: Tensor) -> Tensor { self(x, MixingContext()) }
 }
 
@@ -34,9 +43,11 @@ extension SequenceMixer {
 /// A state's tensors may be overwritten by the next step: an old value of the state is spent once it has been advanced. Steps are
 /// recorded for differentiation like other computations, so generate inside `withoutGradient`.
 public protocol RecurrentMixer: SequenceMixer {
-  associatedtype State
+  associatedtype State: MixerState
   /// The state before the first token.
   func initialState(batch: Int) -> State
+  /// The same, where a growing state is stored as asked.
+  func initialState(batch: Int, cache: CacheOptions) -> State
   /// One token. x: [batch, width] → [batch, width].
   func step(_ x: Tensor, _ state: inout State) -> Tensor
   /// Many tokens from a state: the parallel form where the method has one that takes a state. x: [batch, length, width].
@@ -46,23 +57,27 @@ public protocol RecurrentMixer: SequenceMixer {
 }
 
 extension RecurrentMixer {
+  public func initialState(batch: Int, cache: CacheOptions) -> State { initialState(batch: batch) }
+
   public func advance(_ x: Tensor, _ state: inout State) -> Tensor {
     stacked((0..<x.dim(1)).map { step(x.selected(axis: 1, $0), &state) }, axis: 1)
   }
 
   /// A state whose type the caller need not know.
-  public func initialAnyState(batch: Int) -> Any { initialState(batch: batch) }
-  public func stepAny(_ x: Tensor, _ state: inout Any) -> Tensor {
+  public func initialAnyState(batch: Int, cache: CacheOptions = CacheOptions()) -> any MixerState {
+    initialState(batch: batch, cache: cache)
+  }
+  public func stepAny(_ x: Tensor, _ state: inout any MixerState) -> Tensor {
     guard var own = state as? State else { fatalError("a state of \(type(of: state)) was given to \(Self.self)") }
     defer { state = own }
     return step(x, &own)
   }
-  public func advanceAny(_ x: Tensor, _ state: inout Any) -> Tensor {
+  public func advanceAny(_ x: Tensor, _ state: inout any MixerState) -> Tensor {
     guard var own = state as? State else { fatalError("a state of \(type(of: state)) was given to \(Self.self)") }
     defer { state = own }
     return advance(x, &own)
   }
-  public func anyStateBytes(_ state: Any) -> Int { (state as? State).map(stateBytes) ?? 0 }
+  public func anyStateBytes(_ state: any MixerState) -> Int { (state as? State).map(stateBytes) ?? 0 }
 }
 
 /// Whether the fused CPU kernels can serve a tensor; otherwise the reference form in plain operators does.
@@ -73,6 +88,12 @@ func fusedKernelsServe(_ x: Tensor) -> Bool {
 /// Lets tests and benchmarks compare the fused kernels with their reference forms.
 public enum KernelChoice {
   @TaskLocal public static var referenceOnly = false
+}
+
+/// The dtype and device of the states beside a projection: those of its weight, or float32 where that is stored in fewer bits.
+func stateKind(_ layer: any LinearLayer) -> (dtype: DType, device: Device) {
+  guard let weight = (layer as? Linear)?.weight else { return (.float32, .cpu) }
+  return (weight.dtype == .float64 || weight.device != .cpu ? weight.dtype : .float32, weight.device)
 }
 
 /// [batch, length, heads·d] → [batch, heads, length, d], a view.

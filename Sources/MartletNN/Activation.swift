@@ -5,6 +5,8 @@ public enum Activation: String, Codable, Sendable, CaseIterable {
   case gelu
   case geluTanh = "gelu_tanh"
   case silu
+  /// x · sigmoid(1.702 x), the approximation of GELU that CLIP and early GPTs use (Hendrycks & Gimpel 2016).
+  case quickGelu = "quick_gelu"
   case sigmoid
   case tanh
   case elu
@@ -19,6 +21,7 @@ public enum Activation: String, Codable, Sendable, CaseIterable {
     case .gelu: x.gelu()
     case .geluTanh: x.gelu(approximate: true)
     case .silu: x.silu()
+    case .quickGelu: x * (x * 1.702).sigmoid()
     case .sigmoid: x.sigmoid()
     case .tanh: x.tanh()
     case .elu: x.elu()

@@ -93,4 +93,11 @@ public final class ShortConvolution: Module {
     let y = (window * weight.T).sum(axis: 1)
     return activated ? y.silu() : y
   }
+
+  /// Several positions from a state. x: [batch, length, width].
+  public func advance(_ x: Tensor, _ state: inout Tensor) -> Tensor {
+    let window = concatenated([state, x], axis: 1)
+    state = window.narrowed(axis: 1, start: window.dim(1) - kernel + 1, length: kernel - 1)
+    return self(window).narrowed(axis: 1, start: kernel - 1, length: x.dim(1))
+  }
 }

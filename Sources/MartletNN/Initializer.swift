@@ -19,8 +19,13 @@ public enum Initializer: Sendable {
   /// Rows (or columns) orthonormal, times gain (Saxe et al. 2013).
   case orthogonal(gain: Double = 1)
 
+  /// While true, parameters get their shape but neither values nor memory (they stand on the meta device): for models whose
+  /// weights are about to be loaded.
+  @TaskLocal public static var isSkipped = false
+
   /// Draws a float32 tensor. For a rank of 2 and more, axis 0 counts as outputs and the rest as inputs.
   public func callAsFunction(_ shape: [Int], _ generator: RandomGenerator) -> Tensor {
+    if Self.isSkipped { return Tensor.empty(shape, device: .meta) }
     let fanIn = Double(max(1, shape.dropFirst().reduce(1, *)))
     let receptive = Double(max(1, shape.dropFirst(2).reduce(1, *)))
     let fanOut = Double(max(1, shape.first ?? 1)) * receptive

@@ -16,7 +16,8 @@ public protocol LinearLayer: Module {
 
 private let linear = Operator("martlet::linear")
 
-/// y = x Wᵀ + b with W [outFeatures, inFeatures], on the fastest matrix product of the machine.
+/// y = x Wᵀ + b with W [outFeatures, inFeatures], on the fastest matrix product of the machine. A bfloat16 weight may meet float32
+/// activations: on the CPU it is widened as it is read, the sums and y are float32.
 public final class Linear: Module, LinearLayer {
   @Parameter public var weight: Tensor
   @Parameter public var bias: Tensor?

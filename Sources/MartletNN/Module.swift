@@ -184,20 +184,38 @@ open class Module {
   /// - Throws: `LoadingError`, which lists every missing, unexpected and misshapen key; nothing is changed then.
   @discardableResult
   public func load(_ state: [String: Tensor], strict: Bool = true) throws -> LoadReport {
+    let (pairs, report) = try match(state, strict: strict)
+    withoutGradient { for (slot, source) in pairs { slot.tensor?.copyInPlace(source) } }
+    return report
+  }
+
+  /// Puts tensors themselves, without a copy, in the place of the parameters and buffers of the same path: mapped weights of a
+  /// checkpoint, in their own dtype. They are not marked for differentiation.
+  ///
+  /// Parameters and throws as ``load(_:strict:)``.
+  @discardableResult
+  public func adopt(_ state: [String: Tensor], strict: Bool = true) throws -> LoadReport {
+    let (pairs, report) = try match(state, strict: strict)
+    for (slot, source) in pairs { slot.tensor = source }
+    return report
+  }
+
+  private func match(_ state: [String: Tensor], strict: Bool) throws -> (pairs: [(any ParameterSlot, Tensor)], report: LoadReport) {
     var report = LoadReport()
-    var pairs: [(Tensor, Tensor)] = []
+    var pairs: [(any ParameterSlot, Tensor)] = []
     var known = Set<String>()
-    var seen = Set<ObjectIdentifier>()
+    // The source of a tensor that stands in several places serves all of them.
+    var sources: [ObjectIdentifier: Tensor] = [:]
     for (key, slot) in parameterSlots() + bufferSlots() {
       guard let target = slot.tensor else { continue }
       known.insert(key)
-      let isAlias = !seen.insert(ObjectIdentifier(target)).inserted
-      guard let source = state[key] else {
-        if !isAlias { report.missing.append(key) }
+      guard let source = state[key] ?? sources[ObjectIdentifier(target)] else {
+        report.missing.append(key)
         continue
       }
+      sources[ObjectIdentifier(target)] = source
       if source.shape == target.shape {
-        pairs.append((target, source))
+        pairs.append((slot, source))
       } else {
         report.misshapen.append((key, target.shape, source.shape))
       }
@@ -206,8 +224,7 @@ open class Module {
     if !report.misshapen.isEmpty || (strict && !(report.missing.isEmpty && report.unexpected.isEmpty)) {
       throw LoadingError(report: report)
     }
-    withoutGradient { for (target, source) in pairs { target.copyInPlace(source) } }
-    return report
+    return (pairs, report)
   }
 
   /// Puts another module at a path, e.g. an adapter or a compressed layer in a linear layer's place.

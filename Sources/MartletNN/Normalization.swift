@@ -32,14 +32,20 @@ public final class LayerNorm: Module, NormalizationLayer {
 public final class RMSNorm: Module, NormalizationLayer {
   @Parameter public var weight: Tensor?
   public let epsilon: Double
+  /// The factor is 1 + weight, as Gemma's checkpoints store it.
+  public let unitOffset: Bool
 
-  public init(_ width: Int, epsilon: Double = 1e-6, affine: Bool = true) {
+  public init(_ width: Int, epsilon: Double = 1e-6, affine: Bool = true, unitOffset: Bool = false) {
     self.epsilon = epsilon
+    self.unitOffset = unitOffset
     super.init()
-    weight = affine ? Tensor.ones([width]) : nil
+    weight = affine ? (unitOffset ? Tensor.zeros([width]) : Tensor.ones([width])) : nil
   }
 
-  public func callAsFunction(_ x: Tensor) -> Tensor { Operators.rmsNorm(.tensor(x), .tensor(weight), .double(epsilon)) }
+  public func callAsFunction(_ x: Tensor) -> Tensor {
+    let factor = unitOffset ? weight.map { $0 + 1 } : weight
+    return Operators.rmsNorm(.tensor(x), .tensor(factor), .double(epsilon))
+  }
 }
 
 /// Normalises each channel over batch and positions in training, by running averages in evaluation (Ioffe & Szegedy 2015).
@@ -96,14 +102,18 @@ public final class GroupNorm: Module {
 public enum NormalizationKind: String, Codable, Sendable, CaseIterable {
   case layer
   case rms
+  /// RMS with the factor 1 + weight.
+  case rmsUnitOffset = "rms_unit_offset"
   case batch
   case none
 
-  public func make(_ width: Int) -> (any NormalizationLayer)? {
+  /// - Parameter epsilon: `nil` for the kind's own.
+  public func make(_ width: Int, epsilon: Double? = nil) -> (any NormalizationLayer)? {
     switch self {
-    case .layer: LayerNorm(width)
-    case .rms: RMSNorm(width)
-    case .batch: BatchNorm(width)
+    case .layer: LayerNorm(width, epsilon: epsilon ?? 1e-5)
+    case .rms: RMSNorm(width, epsilon: epsilon ?? 1e-6)
+    case .rmsUnitOffset: RMSNorm(width, epsilon: epsilon ?? 1e-6, unitOffset: true)
+    case .batch: BatchNorm(width, epsilon: epsilon ?? 1e-5)
     case .none: nil
     }
   }

@@ -10,73 +10,6 @@ public func sinusoidalPositions(length: Int, width: Int, base: Double = 10000, o
   return stacked([angles.sin(), angles.cos()], axis: -1).reshaped(length, 2 * half)[.all, ..<width].to(.float32).contiguous()
 }
 
-/// How rotary frequencies are changed for contexts longer than those trained on.
-public enum RotaryScaling: Codable, Sendable, Equatable {
-  /// Positions divided by the factor (Chen et al. 2023, position interpolation).
-  case linear(factor: Double)
-  /// The base raised so that the lowest frequency is interpolated by the factor and the highest is kept ("NTK-aware").
-  case ntk(factor: Double)
-  /// YaRN (Peng et al. 2023): wavelengths above `original`/betaSlow interpolated, below `original`/betaFast kept, a ramp between;
-  /// attention logits tempered by (0.1 ln factor + 1)².
-  case yarn(factor: Double, original: Int, betaFast: Double = 32, betaSlow: Double = 1)
-  /// Llama 3's three bands by wavelength.
-  case llama3(factor: Double, low: Double = 1, high: Double = 4, original: Int)
-}
-
-/// Rotary position embedding (Su et al. 2021): channel pairs of queries and keys turned by position × frequency, so that their
-/// product depends on the distance only. Pairs are (i, i + d/2), as in the Hugging Face checkpoints.
-public struct RotaryEmbedding: @unchecked Sendable {
-  public let dimensions: Int
-  /// Radians per position of each pair, [dimensions/2] float64.
-  public let frequencies: Tensor
-  /// Factor on cosines and sines (YaRN's temperature), else 1.
-  public let magnitude: Double
-
-  public init(dimensions: Int, base: Double = 10000, scaling: RotaryScaling? = nil) {
-    require(dimensions % 2 == 0, "rotary embeddings need an even number of channels, got \(dimensions)")
-    self.dimensions = dimensions
-    let d = Double(dimensions)
-    func plain(_ base: Double) -> [Double] { (0..<dimensions / 2).map { pow(base, -2 * Double($0) / d) } }
-    var values = plain(base)
-    var magnitude = 1.0
-    switch scaling {
-    case nil: break
-    case .linear(let factor): values = values.map { $0 / factor }
-    case .ntk(let factor): values = plain(base * pow(factor, d / (d - 2)))
-    case .yarn(let factor, let original, let fast, let slow):
-      func dimension(_ rotations: Double) -> Double { d * log(Double(original) / (rotations * 2 * .pi)) / (2 * log(base)) }
-      let low = max(dimension(fast).rounded(.down), 0)
-      let high = min(dimension(slow).rounded(.up), d - 1)
-      values = values.enumerated().map { i, value in
-        let ramp = min(max((Double(i) - low) / max(high - low, 0.001), 0), 1)
-        return value / factor * ramp + value * (1 - ramp)
-      }
-      magnitude = 0.1 * log(max(factor, 1)) + 1
-    case .llama3(let factor, let low, let high, let original):
-      values = values.map { value in
-        let wavelength = 2 * Double.pi / value
-        if wavelength < Double(original) / high { return value }
-        if wavelength > Double(original) / low { return value / factor }
-        let smooth = (Double(original) / wavelength - low) / (high - low)
-        return (1 - smooth) * value / factor + smooth * value
-      }
-    }
-    frequencies = Tensor(values)
-    self.magnitude = magnitude
-  }
-
-  /// Turns x [batch, heads, length, dimensions] whose first position is `offset`, or whose positions are given ([length]).
-  public func callAsFunction(_ x: Tensor, offset: Int = 0, positions: Tensor? = nil) -> Tensor {
-    let length = x.dim(-2)
-    let at = positions?.to(.float64) ?? Tensor.arange(Double(offset), Double(offset + length), dtype: .float64)
-    let angles = at.expandedDimension(1) * frequencies  // [L, d/2], in double so that far positions keep their phase
-    let cosine = (angles.cos() * magnitude).to(x.dtype).to(x.device)
-    let sine = (angles.sin() * magnitude).to(x.dtype).to(x.device)
-    let halves = x.chunked(2, axis: -1)
-    return concatenated([halves[0] * cosine - halves[1] * sine, halves[1] * cosine + halves[0] * sine], axis: -1)
-  }
-}
-
 /// Attention with linear biases (Press et al. 2021): −slope_h · distance added to the scores.
 public enum ALiBi {
   /// One slope per head: 2^{−8h/H} for a power of two, interleaved with those of the next power otherwise.
@@ -126,13 +59,16 @@ public final class RelativePositionBias: Module {
     }
     let exact = count / 2
     if distance < exact { return result + distance }
-    let scaled = log(Double(distance) / Double(exact)) / log(Double(maximumDistance) / Double(exact))
-    return result + min(exact + Int(scaled * Double(count - exact)), count - 1)
+    // In single precision, as the models were trained: at distances where the bucket changes the last bit decides.
+    let scaled = log(Float(distance) / Float(exact)) / Float(log(Double(maximumDistance) / Double(exact))) * Float(count - exact)
+    return result + min(exact + Int(scaled), count - 1)
   }
 
   /// [heads, queries, keys]; queries are the last of the keys.
   public func callAsFunction(queries: Int, keys: Int) -> Tensor {
-    let ids = (0..<queries).flatMap { i in (0..<keys).map { j in bucket(j - (i + keys - queries)) } }
-    return weight.take(Tensor(ids)).reshaped(queries, keys, -1).transposed(2, 0, 1)
+    // One score for every distance; each query sees a window of them, which moves by one.
+    let ids = (1 - keys..<queries).map(bucket)
+    let scores = weight.take(Tensor(ids).to(weight.device)).T.contiguous()  // [heads, queries + keys − 1]
+    return scores.windows(axis: 1, size: keys, step: 1).flipped(axis: 1)
   }
 }

@@ -11,7 +11,10 @@ import Testing
   }
 
   @Test func everyCommandsHelpHasAnExample() throws {
-    for words in [["methods"], ["describe"], ["probe"], ["reproduce"], ["runs"]]
+    for words in [
+      ["methods"], ["describe"], ["probe"], ["reproduce"], ["runs"], ["generate"], ["embed"], ["evaluate"], ["tokenize"], ["inspect"],
+      ["convert"],
+    ]
       + ["list", "show", "diff", "delete"].map({ ["runs", $0] })
     {
       #expect(try CommandRun(words + ["--help"]).output.contains("Example: martlet \(words.joined(separator: " "))"), "\(words)")

@@ -120,7 +120,7 @@ import Testing
       let steps = (0..<140).map { attention.step(x.selected(axis: 1, $0), &state) }
       let error = relativeError(stacked(steps, axis: 1), whole)
       #expect(error <= 1e-5, "window \(window ?? -1), \(sharedHeads) key heads: \(error), allowed 1e-5")
-      #expect(state.length == 140 && state.keys.dim(2) == 256)
+      #expect(state.lengths == [140, 140] && state.capacity == (window.map { $0 + 1 } ?? 256))
     }
   }
 }

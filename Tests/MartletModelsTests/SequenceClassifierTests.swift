@@ -17,11 +17,18 @@ import Testing
         case .mean: real.sum(axis: 0) / Double(n)
         case .max: real.max(axis: 0)
         case .last: real[n - 1]
+        case .first: real[0]
         }
       #expect(relativeDifference(pooled[b], expected) < 1e-14, "sample \(b)")
       #expect(relativeDifference(pooling(real.expandedDimension(0), mask: nil)[0], expected) < 1e-14, "sample \(b) alone")
     }
     #expect(gradientError([x]) { pooling($0[0], mask: mask).sin().sum() } < 1e-7)
+  }
+
+  @Test(arguments: Pooling.allCases) func packedSequencesPoolLikePaddedOnes(pooling: Pooling) {
+    let x = Tensor.randomNormal([4, 5, 3], generator: generator(1))
+    let packed = concatenated(lengths.enumerated().map { b, n in x[b..<(b + 1), ..<n] }, axis: 1)
+    #expect(relativeDifference(pooling(packed, packing: SequencePacking(lengths: lengths)), pooling(x, mask: mask)) < 1e-6)
   }
 
   @Test(arguments: Pooling.allCases) func aSampleWithoutRealPositionsStaysFinite(pooling: Pooling) {

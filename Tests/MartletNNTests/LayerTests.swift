@@ -176,6 +176,7 @@ import Testing
     switch activation {
     case .identity: #expect(activation(x).isEqual(to: x))
     case .reluSquared: #expect(activation(x).isEqual(to: x.relu() * x.relu()))
+    case .quickGelu: #expect(activation(x).isEqual(to: x * (x * 1.702).sigmoid()))
     default:
       let input = fixture("activation.\(activation).x").copy().tracked()
       let y = activation(input)

@@ -38,13 +38,15 @@ public final class GatedLinearAttention: Module, RecurrentMixer {
     public var outputGate: Bool
     /// Depthwise causal convolution of this size (with SiLU) on queries, keys and values; 0 for none.
     public var convolution: Int
+    public var normEpsilon: Double
     public var chunk: Int
     /// A non-causal mixer adds the scan of the reversed sequence, with the same projections.
     public var isCausal: Bool
 
     public init(
       width: Int, heads: Int = 4, keyWidth: Int? = nil, valueWidth: Int? = nil, gate: GateKind = .perChannel, gateRank: Int = 16,
-      gateTemperature: Double = 16, outputGate: Bool = true, convolution: Int = 0, chunk: Int = 64, isCausal: Bool = true
+      gateTemperature: Double = 16, outputGate: Bool = true, convolution: Int = 0, normEpsilon: Double = 1e-5,
+      chunk: Int = 64, isCausal: Bool = true
     ) {
       self.width = width
       self.heads = heads
@@ -55,6 +57,7 @@ public final class GatedLinearAttention: Module, RecurrentMixer {
       self.gateTemperature = gateTemperature
       self.outputGate = outputGate
       self.convolution = convolution
+      self.normEpsilon = normEpsilon
       self.chunk = chunk
       self.isCausal = isCausal
     }
@@ -104,7 +107,7 @@ public final class GatedLinearAttention: Module, RecurrentMixer {
       gateOut = nil
     }
     outputGate = c.outputGate ? projection(c.width, c.valueWidth) : nil
-    norm = RMSNorm(c.valueWidth / c.heads, epsilon: 1e-5)
+    norm = RMSNorm(c.valueWidth / c.heads, epsilon: c.normEpsilon)
     output = projection(c.valueWidth, c.width)
     func convolution(_ width: Int) -> ShortConvolution? {
       c.convolution > 0 ? ShortConvolution(width, kernel: c.convolution, generator: generator) : nil
@@ -121,7 +124,7 @@ public final class GatedLinearAttention: Module, RecurrentMixer {
     if let queryConvolution, let keyConvolution, let valueConvolution {
       (q, k, v) = (queryConvolution(q), keyConvolution(k), valueConvolution(v))
     }
-    return mix(x, q, k, v, offset: context.offset, mask: context.mask) { q, k, v, g in
+    return mix(x, q, k, v, positions: [context.offset], mask: context.mask) { q, k, v, g in
       let forward = gatedLinearAttention(q, k, v, logGate: g, chunk: configuration.chunk).output
       if isCausal { return forward }
       // The reversed scan sees position t again: its own term is counted in both directions, as in bidirectional RNNs.
@@ -135,12 +138,12 @@ public final class GatedLinearAttention: Module, RecurrentMixer {
 
   /// Heads, gates, the scan that is given, then norm, output gate and projection. x: [B, L, D].
   private func mix(
-    _ x: Tensor, _ q: Tensor, _ k: Tensor, _ v: Tensor, offset: Int, mask: Tensor?,
+    _ x: Tensor, _ q: Tensor, _ k: Tensor, _ v: Tensor, positions: [Int], mask: Tensor?,
     _ scan: (Tensor, Tensor, Tensor, Tensor?) -> Tensor
   ) -> Tensor {
     let heads = configuration.heads
     var (q, k, v) = (splitHeads(q, heads), splitHeads(k, heads), splitHeads(v, heads))
-    if let rotary { (q, k) = (rotary(q, offset: offset), rotary(k, offset: offset)) }
+    if let rotary { (q, k) = rotary(q, k, starts: positions) }
     var gate = logGate(x)
     if let mask {
       // Padding writes nothing and forgets nothing.
@@ -170,24 +173,37 @@ public final class GatedLinearAttention: Module, RecurrentMixer {
 
   // MARK: Recurrent form
 
-  public struct State {
+  public struct State: MixerState, @unchecked Sendable {
     /// [B, H, dk, dv]
     public var memory: Tensor
     /// The last inputs of the three short convolutions.
     public var convolutions: [Tensor]
-    /// Tokens seen, for rotary positions.
-    public var position: Int
+    /// Tokens seen by each sequence, for rotary positions.
+    public var positions: [Int]
+
+    public func selecting(_ rows: [Int]) -> State {
+      let index = Tensor(rows)
+      return State(
+        memory: memory.take(index), convolutions: convolutions.map { $0.take(index) }, positions: rows.map { positions[$0] })
+    }
+
+    public static func joined(_ states: [State]) -> State {
+      State(
+        memory: concatenated(states.map(\.memory)),
+        convolutions: states[0].convolutions.indices.map { i in concatenated(states.map { $0.convolutions[i] }) },
+        positions: states.flatMap(\.positions))
+    }
   }
 
   public func initialState(batch: Int) -> State {
     require(isCausal, "a bidirectional scan can't run token by token")
     let c = configuration
-    let like = query.denseWeight()
+    let like = stateKind(query)
     let convolutions = [queryConvolution, keyConvolution, valueConvolution].compactMap { $0?.initialState(batch: batch) }
     return State(
       memory: .zeros(
         [batch, c.heads, c.keyWidth / c.heads, c.valueWidth / c.heads], dtype: like.dtype, device: like.device),
-      convolutions: convolutions, position: 0)
+      convolutions: convolutions, positions: Array(repeating: 0, count: batch))
   }
 
   public func step(_ x: Tensor, _ state: inout State) -> Tensor {
@@ -201,7 +217,7 @@ public final class GatedLinearAttention: Module, RecurrentMixer {
     var memory = state.memory
     let row = x.expandedDimension(1)
     let y = mix(
-      row, q.expandedDimension(1), k.expandedDimension(1), v.expandedDimension(1), offset: state.position, mask: nil
+      row, q.expandedDimension(1), k.expandedDimension(1), v.expandedDimension(1), positions: state.positions, mask: nil
     ) { q, k, v, g in
       guard fused else {
         let (o, end) = gatedLinearAttentionReference(q, k, v, logGate: g, initialState: memory)
@@ -215,26 +231,23 @@ public final class GatedLinearAttention: Module, RecurrentMixer {
       ).expandedDimension(2)
     }
     state.memory = memory
-    state.position += 1
+    state.positions = state.positions.map { $0 + 1 }
     return y.selected(axis: 1, 0)
   }
 
   public func advance(_ x: Tensor, _ state: inout State) -> Tensor {
     var inputs = [query(x), key(x), value(x)]
     for (i, convolution) in [queryConvolution, keyConvolution, valueConvolution].enumerated() {
-      guard let convolution else { continue }
-      let window = concatenated([state.convolutions[i], inputs[i]], axis: 1)
-      inputs[i] = convolution(window)[.all, (convolution.kernel - 1)...]
-      state.convolutions[i] = window[.all, (window.dim(1) - convolution.kernel + 1)...]
+      if let convolution { inputs[i] = convolution.advance(inputs[i], &state.convolutions[i]) }
     }
     var memory = state.memory
-    let y = mix(x, inputs[0], inputs[1], inputs[2], offset: state.position, mask: nil) { q, k, v, g in
+    let y = mix(x, inputs[0], inputs[1], inputs[2], positions: state.positions, mask: nil) { q, k, v, g in
       let (o, end) = gatedLinearAttention(q, k, v, logGate: g, initialState: memory, chunk: configuration.chunk)
       memory = end
       return o
     }
     state.memory = memory
-    state.position += x.dim(1)
+    state.positions = state.positions.map { $0 + x.dim(1) }
     return y
   }
 

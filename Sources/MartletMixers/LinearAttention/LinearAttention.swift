@@ -57,17 +57,21 @@ public final class LinearAttention: Module, RecurrentMixer {
 
   // MARK: Recurrent form
 
-  public struct State {
+  public struct State: TensorState, @unchecked Sendable {
     /// Σ φ(k)ᵀ v, [B, H, d, d] float32 or better.
     public var memory: Tensor
     /// Σ φ(k), [B, H, d].
     public var normalizer: Tensor
+    public var tensors: [Tensor] {
+      get { [memory, normalizer] }
+      set { (memory, normalizer) = (newValue[0], newValue[1]) }
+    }
   }
 
   public func initialState(batch: Int) -> State {
     require(isCausal, "bidirectional attention can't run token by token")
     let (h, d) = (configuration.heads, configuration.width / configuration.heads)
-    let like = query.denseWeight()
+    let like = stateKind(query)
     return State(
       memory: .zeros([batch, h, d, d], dtype: like.dtype, device: like.device),
       normalizer: .zeros([batch, h, d], dtype: like.dtype, device: like.device))

@@ -39,11 +39,15 @@ public final class LSTM: Module, RecurrentMixer {
 
   // MARK: Recurrent form
 
-  public struct State {
+  public struct State: TensorState, @unchecked Sendable {
     /// h, [batch, width]: the last output.
     public var hidden: Tensor
     /// c, [batch, width].
     public var cell: Tensor
+    public var tensors: [Tensor] {
+      get { [hidden, cell] }
+      set { (hidden, cell) = (newValue[0], newValue[1]) }
+    }
   }
 
   public func initialState(batch: Int) -> State {

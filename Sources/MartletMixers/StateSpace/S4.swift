@@ -101,10 +101,14 @@ public final class S4: Module, RecurrentMixer {
 
   // MARK: Recurrent form
 
-  public struct State {
+  public struct State: TensorState, @unchecked Sendable {
     /// x, [B, D, N/2] complex.
     public var x: Tensor
     fileprivate let terms: Terms
+    public var tensors: [Tensor] {
+      get { [x] }
+      set { x = newValue[0] }
+    }
 
     fileprivate enum Terms {
       case diagonal(transition: Tensor, b: Tensor, c: Tensor, log: Tensor)

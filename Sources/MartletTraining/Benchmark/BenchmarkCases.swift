@@ -6,7 +6,9 @@ import MartletOptimizers
 
 extension BenchmarkCase {
   /// Everything that `martlet bench` measures. Sizes and inputs are those of the peer's case of the same line.
-  public static var all: [BenchmarkCase] { training + attention + linearTime + stateSpace + generation + overhead }
+  public static var all: [BenchmarkCase] {
+    training + attention + linearTime + stateSpace + generation + pretrained + tokenization + overhead
+  }
 
   /// The cases whose name contains any of the texts; all when there is none. Heavy ones only when asked for.
   public static func selected(_ texts: [String] = [], heavy: Bool) -> [BenchmarkCase] {
@@ -235,15 +237,12 @@ extension BenchmarkCase {
           let model = try LanguageModel(size.configuration(mixer: mixer), generator: generator)
           model.eval()
           var state = try withoutGradient { try model.initialState(batch: 1) }
-          state.position = context
-          for i in state.layers.indices {
+          state.positions = [context]
+          for i in state.layers.indices where state.layers[i] is KeyValueCache {
             // A cache as long as the context; the states of the others have one size for every length.
-            guard var cache = state.layers[i] as? SoftmaxAttention.State else { continue }
             let shape = [1, size.heads, context + 64, size.width / size.heads]
-            cache.keys = Tensor.randomNormal(shape, generator: generator)
-            cache.values = Tensor.randomNormal(shape, generator: generator)
-            cache.length = context
-            state.layers[i] = cache
+            state.layers[i] = KeyValueCache(
+              keys: .randomNormal(shape, generator: generator), values: .randomNormal(shape, generator: generator), lengths: [context])
           }
           let token = Tensor.zeros([1, 1], dtype: .int64)
           return {

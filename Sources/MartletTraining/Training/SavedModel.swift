@@ -1,16 +1,16 @@
 import Foundation
 
 extension TaskModel: GenerativeModel {
-  public func initialState(batch: Int) throws -> SequenceBackbone.State {
+  public func initialState(batch: Int, cache: CacheOptions) throws -> SequenceBackbone.State {
     guard case .tokens = objective, case .tokens = backbone.configuration.input else {
       throw ConfigurationError("the model does not predict tokens from tokens, so it can't generate")
     }
-    return try backbone.initialState(batch: batch)
+    return try backbone.initialState(batch: batch, cache: cache)
   }
 
-  public func advance(_ tokens: Tensor, _ state: inout SequenceBackbone.State) -> Tensor {
-    head(backbone.advance(tokens, &state).selected(axis: 1, -1))
-  }
+  public func outputs(_ tokens: Tensor, _ state: inout SequenceBackbone.State) -> Tensor { backbone.advance(tokens, &state) }
+  public func logits(_ outputs: Tensor) -> Tensor { head(outputs) }
+  public var vocabulary: Int { head.outFeatures }
 }
 
 /// A trained task model in a folder: `martlet.json` says what to build, `model.safetensors` holds its weights.
