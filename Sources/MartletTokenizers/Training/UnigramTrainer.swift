@@ -62,7 +62,7 @@ public struct UnigramTrainer: Sendable {
       )
     }
     var pieces = try seeds(corpus.words, progress)
-    // A tenth more than is wanted: of these the last pruning's best are chosen.
+    // A tenth more than is wanted: the last choice is by score.
     let goal = room * 11 / 10
     while true {
       for _ in 0..<rounds {
@@ -405,7 +405,7 @@ public struct UnigramTrainer: Sendable {
 
   // MARK: The result
 
-  /// Special tokens, then the others that matter most, by score; every character of the text is among them.
+  /// Special tokens, then the others with the best scores; every character of the text is among them.
   private func finished(
     _ pieces: [Piece], _ required: Set<UInt32>, _ corpus: TokenizerCorpus, _ decoder: Decoder?, _ postProcessor: PostProcessor?
   ) throws -> Tokenizer {
@@ -426,8 +426,8 @@ public struct UnigramTrainer: Sendable {
         penalty += 0.0001
       }
     }
-    // They come in the order of what their loss would cost.
-    for index in pieces.indices where special.count + chosen.count < vocabularySize && seen.insert(pieces[index].text).inserted {
+    let order = pieces.indices.sorted { (pieces[$0].score, $1) > (pieces[$1].score, $0) }
+    for index in order where special.count + chosen.count < vocabularySize && seen.insert(pieces[index].text).inserted {
       chosen.append(pieces[index])
     }
     let ranked = chosen.indices.sorted { (chosen[$0].score, $1) > (chosen[$1].score, $0) }.map { chosen[$0] }
