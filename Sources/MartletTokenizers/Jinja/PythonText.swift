@@ -289,6 +289,12 @@ enum PythonText {
   /// What `json.dumps` writes for a string.
   static func json(_ text: String, asciiOnly: Bool, into result: inout String) {
     result += "\""
+    // Most strings have nothing to escape.
+    if !text.utf8.contains(where: { $0 < 0x20 || $0 == 0x22 || $0 == 0x5C || asciiOnly && $0 > 0x7E }) {
+      result += text
+      result += "\""
+      return
+    }
     for scalar in text.unicodeScalars {
       switch scalar {
       case "\"": result += "\\\""
