@@ -70,7 +70,9 @@ let package = Package(
       name: "CKernels", cxxSettings: [.headerSearchPath("."), .unsafeFlags(["-O3"] + headers + vectorWidth + ["-Wno-unused-parameter"])],
       linkerSettings: [.unsafeFlags(linkerFlags), .linkedLibrary("torch_cpu"), .linkedLibrary("c10")]),
     room("MartletFormats", []),
-    room("MartletTokenizers", ["MartletFormats", "CPCRE2", .product(name: "SwiftProtobuf", package: "swift-protobuf")]),
+    room(
+      "MartletTokenizers", ["MartletFormats", "CPCRE2", .product(name: "SwiftProtobuf", package: "swift-protobuf")],
+      exclude: ["SentencePiece/sentencepiece_model.proto"]),
     room("Martlet", ["CTorch", "CKernels", "MartletFormats"]),
     room("MartletNN", ["Martlet"]),
     room("MartletMixers", ["MartletNN"]),

@@ -10,7 +10,7 @@ import Synchronization
 /// the ``TokenizerModel`` turns pieces into tokens; the ``PostProcessor`` adds special tokens. May be used from several threads at once.
 public struct Tokenizer: Sendable {
   /// What doesn't change, shared by copies.
-  let core: Core
+  private(set) var core: Core
   /// Applied by `encode` when set (some files set it).
   public var truncation: Truncation?
   /// Applied by `encode` when set (some files set it).
@@ -30,6 +30,13 @@ public struct Tokenizer: Sendable {
     self.truncation = truncation
     self.padding = padding
     self.configuration = configuration
+  }
+
+  /// Puts other special tokens around texts from now on.
+  mutating func replacePostProcessor(by postProcessor: PostProcessor) {
+    core = Core(
+      model: core.model, normalizer: core.normalizer, preTokenizer: core.preTokenizer, postProcessor: postProcessor,
+      decoder: core.decoder, added: core.added)
   }
 
   public var model: TokenizerModel { core.model }

@@ -84,6 +84,27 @@ import Testing
     }
   }
 
+  @Test func `add_bos_token and add_eos_token replace the special tokens of the file`() throws {
+    let json = try String(contentsOfFile: ParityFolder.committed.path + "/llama2.json", encoding: .utf8)
+    let plain = try ParityFolder.committed.tokenizer("llama2").encode("word", addSpecialTokens: false).ids
+    for (flags, first, last) in [
+      (#""add_bos_token":false,"#, [], []), (#""add_bos_token":true,"add_eos_token":true,"#, [1], [2]), ("", [1], []),
+      (#""add_eos_token":true,"#, [], [2]),
+    ] as [(String, [Int32], [Int32])] {
+      let configuration = "{\(flags)\"bos_token\":\"<s>\",\"eos_token\":\"</s>\"}"
+      try withFolder(["tokenizer.json": json, "tokenizer_config.json": configuration]) { path in
+        let tokenizer = try Tokenizer.load(path)
+        let ids = try tokenizer.encode("word").ids
+        #expect(ids == first + plain + last, "\(flags)")
+        if !flags.isEmpty {
+          let pair = try tokenizer.encode("word", pair: "word")
+          #expect(pair.ids == first + plain + last + first + plain + last)
+          #expect(pair.typeIds.last == 1 && pair.typeIds.first == 0)
+        }
+      }
+    }
+  }
+
   @Test func `folders without a tokenizer and bad files say what is wrong`() throws {
     func message(_ files: [String: String]) throws -> String {
       try withFolder(files) { path in

@@ -178,11 +178,12 @@ public final class SoftmaxAttention: Module, RecurrentMixer {
   private func fusedStep(_ x: Tensor, _ state: inout KeyValueCache, _ scoreBias: Tensor?) -> Tensor {
     let c = configuration
     func heads(_ x: Tensor, _ count: Int) -> Tensor { x.reshaped(x.dim(0), count, c.headWidth) }
-    var q = heads(query(x), c.heads)
-    var k = heads(key(x), c.keyValueHeads)
+    let projected = joinedLinear(x, [query, key, value])
+    var q = heads(projected[0], c.heads)
+    var k = heads(projected[1], c.keyValueHeads)
     if let queryNorm, let keyNorm { (q, k) = (queryNorm(q), keyNorm(k)) }
     let angles = rotary?.angles(starts: state.lengths, length: 1)
-    let turned = state.append(one: k, heads(value(x), c.keyValueHeads), turning: q, angles)
+    let turned = state.append(one: k, heads(projected[2], c.keyValueHeads), turning: q, angles)
     // A ring holds just what may be seen. A bias is given for the positions, which stand in order then.
     let bias = scoreBias.map { $0.squeezed(-2).padded([0, state.capacity - $0.dim(-1)]) }
     let y = attentionStep(

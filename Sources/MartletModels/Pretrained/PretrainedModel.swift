@@ -180,7 +180,9 @@ public struct PretrainedModel {
   ///
   /// A folder that doesn't exist is written under another name and renamed when it is whole; in one that exists, each file is replaced as
   /// a whole. Throws `FileError` or `SafetensorsError`.
-  public func save(to directory: String, maximumShardBytes: Int = 5_000_000_000) throws {
+  ///
+  /// - Parameter dtype: of floating-point tensors in the files; `nil` for the model's.
+  public func save(to directory: String, dtype: DType? = nil, maximumShardBytes: Int = 5_000_000_000) throws {
     let directory = directory.count > 1 && directory.hasSuffix("/") ? String(directory.dropLast()) : directory
     let manager = FileManager.default
     let isNew = !manager.fileExists(atPath: directory)
@@ -188,10 +190,10 @@ public struct PretrainedModel {
     defer { if isNew { try? manager.removeItem(atPath: target) } }
 
     // A model whose matrices have 16 bits is written in 16 bits: what was widened on loading goes back unchanged.
-    let half = model.parameters().first { $0.tensor.dtype == .bfloat16 }?.tensor.dtype
+    let written = dtype ?? model.parameters().first { $0.tensor.dtype == .bfloat16 }?.tensor.dtype
     let parameters = Dictionary(
       uniqueKeysWithValues: (model.parameters() + model.buffers()).map { name, tensor in
-        (name, half.map { tensor.dtype.isFloatingPoint ? tensor.detached().to($0) : tensor.detached() } ?? tensor.detached())
+        (name, written.map { tensor.dtype.isFloatingPoint ? tensor.detached().to($0) : tensor.detached() } ?? tensor.detached())
       })
     func joined(_ rules: [TensorRule]) throws -> [String: Tensor] {
       var result: [String: Tensor] = [:]

@@ -255,13 +255,13 @@ private struct TokenizerFileReader {
     let strategy: Padding.Strategy
     if let fixed = fields["strategy"]["Fixed"]?.intValue {
       // A batch of texts is padded to this: a small file must not claim much memory.
-      guard fixed >= 0 && fixed <= 1 << 24 else { throw failure(fields.path + ".strategy", "a length of \(fixed) is out of range") }
+      guard fixed >= 0 && fixed <= 1 << 20 else { throw failure(fields.path + ".strategy", "a length of \(fixed) is out of range") }
       strategy = .fixed(fixed)
     } else {
       strategy = .longest
     }
     let multiple = fields["pad_to_multiple_of"] == .null ? nil : try fields.count("pad_to_multiple_of")
-    if let multiple, multiple > 1 << 24 { throw failure(fields.path + ".pad_to_multiple_of", "\(multiple) is out of range") }
+    if let multiple, multiple > 1 << 20 { throw failure(fields.path + ".pad_to_multiple_of", "\(multiple) is out of range") }
     return Padding(
       strategy: strategy, direction: try fields.choice("direction", default: Truncation.Direction.right),
       multiple: multiple, id: try fields.id("pad_id", default: 0),

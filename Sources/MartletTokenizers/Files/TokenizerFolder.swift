@@ -14,6 +14,7 @@ extension Tokenizer {
     if !isFolder.boolValue {
       let name = URL(fileURLWithPath: path).lastPathComponent
       if name == "vocab.txt" { return try TokenizerFolder(path: URL(fileURLWithPath: path).deletingLastPathComponent().path).bert() }
+      if name.hasSuffix(".model") { return try Tokenizer(sentencePieceFile: path) }
       return try Tokenizer(file: path)
     }
     return try TokenizerFolder(path: path).load()
@@ -30,12 +31,34 @@ struct TokenizerFolder {
     if has("tokenizer.json") {
       var tokenizer = try Tokenizer(file: file("tokenizer.json"))
       tokenizer.configuration = try configuration()
+      if tokenizer.configuration.addsBeginning != nil || tokenizer.configuration.addsEnd != nil {
+        tokenizer.replacePostProcessor(by: beginningAndEnd(tokenizer))
+      }
       return tokenizer
     }
+    if let file = sentencePieceFile { return try sentencePiece(file) }
     if has("vocab.txt") { return try bert() }
     if has("vocab.json") && has("merges.txt") { return try byteLevel() }
     throw FileError(
-      path, "no tokenizer was found: expected tokenizer.json, vocab.txt, or vocab.json with merges.txt")
+      path, "no tokenizer was found: expected tokenizer.json, tokenizer.model, vocab.txt, or vocab.json with merges.txt")
+  }
+
+  /// What `add_bos_token` and `add_eos_token` ask for. As in transformers, either of them replaces the post-processor of the file.
+  private func beginningAndEnd(_ tokenizer: Tokenizer) -> PostProcessor {
+    func special(_ isWanted: Bool?, _ token: String?, _ id: Int?) -> PostProcessor.SpecialToken? {
+      guard isWanted == true, let token, let id else { return nil }
+      return PostProcessor.SpecialToken(token, id: id)
+    }
+    let configuration = tokenizer.configuration
+    let beginning = special(configuration.addsBeginning, configuration.beginningToken, tokenizer.beginningId)
+    let end = special(configuration.addsEnd, configuration.endToken, tokenizer.endId)
+    func around(_ text: Int) -> [PostProcessor.TemplatePiece] {
+      var pieces: [PostProcessor.TemplatePiece] = [.text(text, typeId: text)]
+      if let beginning { pieces.insert(.special([beginning], typeId: text), at: 0) }
+      if let end { pieces.append(.special([end], typeId: text)) }
+      return pieces
+    }
+    return .template(single: around(0), pair: around(0) + around(1))
   }
 
   // MARK: tokenizer_config.json

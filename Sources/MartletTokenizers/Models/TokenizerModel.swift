@@ -4,6 +4,7 @@ public enum TokenizerModel: Sendable {
   case wordPiece(WordPiece)
   case unigram(Unigram)
   case wordLevel(WordLevel)
+  case sentencePiece(SentencePieceModel)
 
   public var vocabulary: Vocabulary {
     switch self {
@@ -11,16 +12,18 @@ public enum TokenizerModel: Sendable {
     case .wordPiece(let model): model.vocabulary
     case .unigram(let model): model.vocabulary
     case .wordLevel(let model): model.vocabulary
+    case .sentencePiece(let model): model.vocabulary
     }
   }
 
-  /// "BPE", "WordPiece", "Unigram" or "WordLevel".
+  /// "BPE", "WordPiece", "Unigram", "WordLevel" or "SentencePiece …".
   public var name: String {
     switch self {
     case .bpe: "BPE"
     case .wordPiece: "WordPiece"
     case .unigram: "Unigram"
     case .wordLevel: "WordLevel"
+    case .sentencePiece(let model): "SentencePiece \(model.kind.rawValue)"
     }
   }
 
@@ -34,6 +37,7 @@ public enum TokenizerModel: Sendable {
     case .wordPiece(let model): model.vocabulary.id(of: model.unknownToken)
     case .unigram(let model): model.unknownId
     case .wordLevel(let model): model.vocabulary.id(of: model.unknownToken)
+    case .sentencePiece(let model): model.unknownId
     }
   }
 
@@ -46,6 +50,7 @@ public enum TokenizerModel: Sendable {
     case .wordPiece(let model): try model.tokenize(piece, count, into: &sink)
     case .unigram(let model): try model.tokenize(piece, count, into: &sink, &scratch)
     case .wordLevel(let model): try model.tokenize(piece, count, into: &sink)
+    case .sentencePiece(let model): try model.tokenize(piece, count, into: &sink, &scratch)
     }
   }
 }

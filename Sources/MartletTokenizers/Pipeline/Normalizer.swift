@@ -14,6 +14,8 @@ public indirect enum Normalizer: Sendable {
   case prepend(String)
   /// SentencePiece's compiled rules.
   case precompiled(PrecompiledCharacterMap)
+  /// All that SentencePiece itself does.
+  case sentencePiece(SentencePieceNormalizer)
   /// Cleaning as in SentencePiece's nmt rules.
   case nmt
   /// Letters of the byte-level alphabet for bytes.
@@ -100,6 +102,9 @@ public indirect enum Normalizer: Sendable {
       out.copy(text, 0, count)
       return true
     case .precompiled(let map): return map.apply(text, into: &out)
+    case .sentencePiece(let normalizer):
+      normalizer.apply(text, into: &out)
+      return true
     case .nmt:
       var position = 0
       while position < count {

@@ -5,6 +5,17 @@ final class Workspace: @unchecked Sendable {
   func begin(keepsOffsets: Bool) throws { state.begin(keepsOffsets: keepsOffsets) }
   func tokenize(_ text: UnsafeBufferPointer<UInt8>, _ core: Tokenizer.Core) throws { try state.tokenize(text, core) }
   var tokenCount: Int { state.sink.ids.count }
+
+  /// Calls `body` with the normalized and pre-tokenized pieces of a text, which training counts.
+  func forEachPiece(of text: UnsafeBufferPointer<UInt8>, _ core: Tokenizer.Core, _ body: @escaping (UnsafePointer<UInt8>, Int) -> Void)
+    throws
+  {
+    try begin(keepsOffsets: false)
+    state.pieceBody = body
+    defer { state.pieceBody = nil }
+    try tokenize(text, core)
+  }
+
   func shrink() { state.shrink() }
 
   func assemble(_ layout: [PostProcessor.TemplatePiece], _ ranges: [Range<Int>], _ core: Tokenizer.Core) -> Encoding {
@@ -19,6 +30,8 @@ final class Workspace: @unchecked Sendable {
 /// A struct, so that the compiler knows that nobody else touches it meanwhile.
 struct EncodingState: ~Copyable {
   var sink = TokenSink()
+  /// Gets the pieces instead of the model.
+  var pieceBody: ((UnsafePointer<UInt8>, Int) -> Void)?
   private var scratch = ModelScratch()
   private var cache = WordCache()
   private var normalization = NormalizationScratch()
@@ -238,6 +251,10 @@ struct EncodingState: ~Copyable {
   }
 
   private mutating func runModel(_ view: TextView, isRaw: Bool, _ model: TokenizerModel) throws {
+    if let pieceBody {
+      for i in 0..<pieces.count { pieceBody(view.bytes + Int(pieces[i].start), Int(pieces[i].end - pieces[i].start)) }
+      return
+    }
     for i in 0..<pieces.count {
       let piece = pieces[i]
       let bytes = view.bytes + Int(piece.start)

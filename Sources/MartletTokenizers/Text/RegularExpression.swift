@@ -1,4 +1,5 @@
 import CPCRE2
+import Synchronization
 
 /// A pattern of a tokenizer file: written for Oniguruma (Ruby's syntax, as the Rust library uses it), run by PCRE2 with its compiler.
 ///
@@ -6,7 +7,8 @@ import CPCRE2
 public final class RegularExpression: @unchecked Sendable {
   /// As it was given.
   public let pattern: String
-  private let code: OpaquePointer
+  /// The compiled pattern. One that has a scanner is compiled when it is first needed, which is mostly never.
+  private let compiled: Mutex<UInt>  // an address, 0 while there is none
   /// A faster way to the same matches, for the patterns that everybody uses.
   let scanner: PatternScanner?
 
@@ -14,6 +16,24 @@ public final class RegularExpression: @unchecked Sendable {
   public init(_ pattern: String) throws(VocabularyError) {
     self.pattern = pattern
     scanner = PatternScanner(pattern)
+    compiled = Mutex(0)
+    if scanner == nil {
+      let code = try Self.compile(pattern)
+      compiled.withLock { $0 = UInt(bitPattern: code) }
+    }
+  }
+
+  deinit { pcre2_code_free_8(OpaquePointer(bitPattern: compiled.withLock { $0 })) }
+
+  private func code() throws -> OpaquePointer {
+    let address = try compiled.withLock { address in
+      if address == 0 { address = UInt(bitPattern: try Self.compile(pattern)) }
+      return address
+    }
+    return OpaquePointer(bitPattern: address)!
+  }
+
+  private static func compile(_ pattern: String) throws(VocabularyError) -> OpaquePointer {
     let translated = try OnigurumaSyntax.translated(pattern)
     let context = pcre2_compile_context_create_8(nil)
     defer { pcre2_compile_context_free_8(context) }
@@ -26,14 +46,12 @@ public final class RegularExpression: @unchecked Sendable {
       pcre2_compile_8($0.baseAddress, $0.count, UInt32(options), &number, &offset, context)
     }
     guard let code else {
-      throw VocabularyError("the pattern \"\(pattern.prefix(200))\" can't be compiled: \(Self.message(number)) (near \(offset))")
+      throw VocabularyError("the pattern \"\(pattern.prefix(200))\" can't be compiled: \(message(number)) (near \(offset))")
     }
-    self.code = code
     // Without the compiler (some platforms) matching still works, only slower.
     pcre2_jit_compile_8(code, UInt32(PCRE2_JIT_COMPLETE))
+    return code
   }
-
-  deinit { pcre2_code_free_8(code) }
 
   private static func message(_ number: Int32) -> String {
     var buffer = [UInt8](repeating: 0, count: 256)
@@ -41,25 +59,29 @@ public final class RegularExpression: @unchecked Sendable {
     return String(decoding: buffer.prefix(max(Int(count), 0)), as: UTF8.self)
   }
 
-  /// Memory for matching, kept from text to text.
+  /// Memory for matching, kept from text to text; taken when a pattern first needs it.
   final class Memory {
-    fileprivate let data: OpaquePointer
-    fileprivate let context: OpaquePointer
-    private let stack: OpaquePointer?
+    fileprivate lazy var handles = Handles()
 
-    init() {
-      data = pcre2_match_data_create_8(1, nil)
-      context = pcre2_match_context_create_8(nil)
-      pcre2_set_match_limit_8(context, 10_000_000)
-      pcre2_set_heap_limit_8(context, 256 * 1024)  // KiB
-      stack = pcre2_jit_stack_create_8(32 * 1024, 16 << 20, nil)
-      pcre2_jit_stack_assign_8(context, nil, stack.map { UnsafeMutableRawPointer($0) })
-    }
+    fileprivate final class Handles {
+      let data: OpaquePointer
+      let context: OpaquePointer
+      private let stack: OpaquePointer?
 
-    deinit {
-      pcre2_match_data_free_8(data)
-      pcre2_match_context_free_8(context)
-      pcre2_jit_stack_free_8(stack)
+      init() {
+        data = pcre2_match_data_create_8(1, nil)
+        context = pcre2_match_context_create_8(nil)
+        pcre2_set_match_limit_8(context, 10_000_000)
+        pcre2_set_heap_limit_8(context, 256 * 1024)  // KiB
+        stack = pcre2_jit_stack_create_8(32 * 1024, 16 << 20, nil)
+        pcre2_jit_stack_assign_8(context, nil, stack.map { UnsafeMutableRawPointer($0) })
+      }
+
+      deinit {
+        pcre2_match_data_free_8(data)
+        pcre2_match_context_free_8(context)
+        pcre2_jit_stack_free_8(stack)
+      }
     }
   }
 
@@ -69,6 +91,8 @@ public final class RegularExpression: @unchecked Sendable {
   ) throws {
     var from = 0
     var lastEnd = -1
+    let code = try code()
+    let memory = memory.handles
     let vector = pcre2_get_ovector_pointer_8(memory.data)!
     while from <= count {
       var result = pcre2_match_8(code, text, count, from, UInt32(PCRE2_NO_UTF_CHECK), memory.data, memory.context)

@@ -6,7 +6,9 @@ import MartletOptimizers
 
 extension BenchmarkCase {
   /// Everything that `martlet bench` measures. Sizes and inputs are those of the peer's case of the same line.
-  public static var all: [BenchmarkCase] { training + attention + linearTime + stateSpace + generation + pretrained + overhead }
+  public static var all: [BenchmarkCase] {
+    training + attention + linearTime + stateSpace + generation + pretrained + tokenization + overhead
+  }
 
   /// The cases whose name contains any of the texts; all when there is none. Heavy ones only when asked for.
   public static func selected(_ texts: [String] = [], heavy: Bool) -> [BenchmarkCase] {
