@@ -50,15 +50,7 @@ struct ConvertCommand: ParsableCommand {
     switch kind {
     case .trained: throw FileError(model, "was made by `martlet train` and has no layout that others read; its tensors are in float32")
     case .tensors: (parameters, bytes) = try convertFile(dtype)
-    case .checkpoint:
-      let source = try Safetensors.load(model).values.reduce(0) { $0 + $1.byteCount }
-      let pretrained = try PretrainedArguments.load(model, dtype: nil)
-      try checkInterruption()
-      let tensors = pretrained.model.parameters() + pretrained.model.buffers()
-      if dtype == .float16 { try checkRange(tensors.map { ($0.name, $0.tensor.to(.float16)) }) }
-      try withTorchErrors { try pretrained.save(to: out, dtype: dtype, maximumShardBytes: shardBytes) }
-      parameters = tensors.reduce(0) { $0 + $1.tensor.count }
-      bytes = (source, try Safetensors.load(out).values.reduce(0) { $0 + $1.byteCount })
+    case .checkpoint: (parameters, bytes) = try convertFolder(dtype, shardBytes)
     }
     if json {
       Output.json([
@@ -110,20 +102,79 @@ struct ConvertCommand: ParsableCommand {
     }
   }
 
-  /// Only floating-point tensors change.
-  private func convertFile(_ dtype: DType?) throws -> (Int, (read: Int, written: Int)) {
-    let file = try SafetensorsFile(model)
-    let tensors = try file.tensors()
+  /// Tensor by tensor, as the files have them: what `PretrainedModel` computes in doesn't matter here.
+  private func convertFolder(_ dtype: DType?, _ shardBytes: Int) throws -> (Int, (read: Int, written: Int)) {
+    try PretrainedArguments.checkFormat(model)
+    let configuration = try PretrainedConfiguration(directory: model)
+    let manager = FileManager.default
+    let isNew = !manager.fileExists(atPath: out)
+    let target = isNew ? "\(out).\(UUID().uuidString).partial" : out
+    defer { if isNew { try? manager.removeItem(atPath: target) } }
+
+    var parameters = 0
+    var bytes = (read: 0, written: 0)
+    for folder in [""] + partFolders() {
+      let (source, place) = folder.isEmpty ? (model, target) : (model + "/" + folder, target + "/" + folder)
+      try manager.createDirectory(atPath: place, withIntermediateDirectories: true)
+      let files = try manager.contentsOfDirectory(atPath: source).sorted()
+      if files.contains(where: { $0.hasSuffix(".safetensors") || $0.hasSuffix(".safetensors.index.json") }) {
+        let tensors = try Safetensors.load(source)
+        let result = try converted(tensors, dtype)
+        try withTorchErrors { try Safetensors.saveSharded(result, toFolder: place, maximumShardBytes: shardBytes) }
+        parameters += tensors.values.reduce(0) { $0 + $1.count }
+        bytes.read += tensors.values.reduce(0) { $0 + $1.byteCount }
+        bytes.written += result.values.reduce(0) { $0 + $1.byteCount }
+        try checkInterruption()
+      }
+      for file in files where [".json", ".txt", ".model", ".jinja"].contains(where: file.hasSuffix) && !file.hasSuffix(".index.json") {
+        guard var data = manager.contents(atPath: source + "/" + file) else { continue }
+        if folder.isEmpty && file == "config.json", let dtype {
+          var json = configuration.json
+          // Older files say torch_dtype; transformers reads both.
+          json[json["torch_dtype"] == nil ? "dtype" : "torch_dtype"] = .string("\(dtype)")
+          data = Data((JSONValue.object(json).serialized(indentation: 2) + "\n").utf8)
+        }
+        try writeDurably(data, to: place + "/" + file)
+      }
+    }
+    if isNew {
+      do { try manager.moveItem(atPath: target, toPath: out) } catch {
+        throw FileError(out, "can't be put in place: \(error.localizedDescription)")
+      }
+    }
+    return (parameters, bytes)
+  }
+
+  /// Folders below that sentence-transformers' modules.json names.
+  private func partFolders() -> [String] {
+    guard let data = FileManager.default.contents(atPath: model + "/modules.json"),
+      let list = (try? data.withUnsafeBytes { try JSONValue.parse($0.bindMemory(to: UInt8.self)) })?.arrayValue
+    else { return [] }
+    var isFolder: ObjCBool = false
+    return list.compactMap { $0["path"]?.stringValue }.filter {
+      !$0.isEmpty && !$0.contains("/") && !$0.contains("..")
+        && FileManager.default.fileExists(atPath: model + "/" + $0, isDirectory: &isFolder) && isFolder.boolValue
+    }
+  }
+
+  /// Only floating-point tensors change. Throws `FileError` for numbers that the type doesn't reach.
+  private func converted(_ tensors: [String: Tensor], _ dtype: DType?) throws -> [String: Tensor] {
     let display = ProgressDisplay(patient: true)
     defer { display.close() }
     var result: [String: Tensor] = [:]
-    for (i, name) in file.names.enumerated() {
-      let tensor = tensors[name]!
+    for (i, (name, tensor)) in tensors.sorted(by: { $0.key < $1.key }).enumerated() {
       result[name] = try withTorchErrors { dtype.map { tensor.dtype.isFloatingPoint ? tensor.to($0) : tensor } ?? tensor }
-      display.update("converting", Double(i) / Double(file.names.count), name)
+      display.update("converting", Double(i) / Double(tensors.count), name)
       try checkInterruption()
     }
-    if dtype == .float16 { try checkRange(result.map { ($0.key, $0.value) }) }
+    if dtype == .float16 { try checkRange(result.sorted { $0.key < $1.key }.map { ($0.key, $0.value) }) }
+    return result
+  }
+
+  private func convertFile(_ dtype: DType?) throws -> (Int, (read: Int, written: Int)) {
+    let file = try SafetensorsFile(model)
+    let tensors = try file.tensors()
+    let result = try converted(tensors, dtype)
     try Safetensors.save(result, to: out, metadata: file.metadata)
     let sizes = (read: tensors.values.reduce(0) { $0 + $1.byteCount }, written: result.values.reduce(0) { $0 + $1.byteCount })
     return (tensors.values.reduce(0) { $0 + $1.count }, sizes)

@@ -10,7 +10,7 @@ struct InspectCommand: ParsableCommand {
     discussion: """
       MODEL is a Hugging Face folder, a folder made by `martlet train`, or one .safetensors file. Only configurations and headers are \
       read, no weights. Memory is that of the weights and of one sequence's state; a form fits when both, for a context of 1k, take at \
-      most nine tenths of the memory that is free now. Quantised forms keep embeddings and norms in float32.
+      most nine tenths of the memory that is free now. Quantised forms count embeddings and norms in float32.
 
       Example: martlet inspect models/llama --tensors
       """)

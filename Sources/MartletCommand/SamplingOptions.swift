@@ -87,17 +87,18 @@ struct SamplingOptions: ParsableArguments {
 enum WeightsOption: String, CaseIterable {
   case float32, bfloat16, int8, int4
 
-  var loadType: DType { self == .bfloat16 ? .bfloat16 : .float32 }
-
   /// Reads a model. Linear layers are rounded to 8 or 4 bits where that is asked for, one after the other.
   ///
-  /// - Parameter weights: `nil` for the file's own type; float16 becomes float32, in which processors compute.
+  /// - Parameter weights: `nil` for the file's own type.
   static func load(_ path: String, _ weights: WeightsOption?) throws -> PretrainedModel {
-    let pretrained = try PretrainedArguments.load(path, dtype: weights?.loadType)
-    guard let weights else {
-      let isHalf = pretrained.model.parameters().contains { $0.tensor.dtype == .float16 }
-      return isHalf ? try PretrainedArguments.load(path, dtype: .float32) : pretrained
-    }
+    let dtype: DType? =
+      switch weights {
+      case .float32: .float32
+      case .bfloat16: .bfloat16
+      // Rounded from the file's own numbers: the dense model never is in memory as a whole.
+      case .int8, .int4, nil: nil
+      }
+    let pretrained = try PretrainedArguments.load(path, dtype: dtype)
     if let bits = weights == .int8 ? 8 : weights == .int4 ? 4 : nil {
       try withTorchErrors { _ = try pretrained.model.quantizeLinears(WeightQuantization(bits: bits)) }
     }
