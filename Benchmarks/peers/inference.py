@@ -47,20 +47,6 @@ def _swiglu(rows, width, hidden, dtype):
     return _layers(make)
 
 
-def _step(batch, heads, key_heads, length, width):
-    def setup():
-        query = _randn(batch, heads, 1, width)
-        key, value = (_randn(batch, key_heads, length, width, seed=i) for i in (1, 2))
-
-        def run():
-            with torch.no_grad():
-                return F.scaled_dot_product_attention(query, key, value, enable_gqa=heads != key_heads)
-
-        return run
-
-    return setup
-
-
 def sentence_lengths(count=250):
     """Tokens of short sentences: a mean of 25, from 4 to 64."""
     drawn = torch.randn(count, generator=torch.Generator().manual_seed(5)) * 0.55 + 3.05
@@ -107,8 +93,6 @@ for rows in (1, 4, 8, 512):
     for name, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16)):
         CASES[f"linear {name} M{rows} 768x2048"] = _linear(rows, 768, 2048, dtype)
         CASES[f"swiglu {name} M{rows} 768x2048"] = _swiglu(rows, 768, 2048, dtype)
-for B, H, Hk, S, d in [(1, 12, 12, 512, 64), (1, 12, 4, 512, 64), (1, 8, 2, 65536, 64)]:
-    CASES[f"sdpa step B{B} H{H} Hk{Hk} S{S} d{d}"] = _step(B, H, Hk, S, d)
 CASES["sdpa 250 sentences padded H12 d32"] = _padded(12, 32, sort=False)
 CASES["sdpa 250 sentences sorted padded H12 d32"] = _padded(12, 32, sort=True)
 CASES["rotary B1 H12 L512 d64"] = _rotary(1, 12, 512, 64)

@@ -63,8 +63,6 @@ struct TextProducer {
   /// Whether texts go on from their prompts, rather than answer them.
   let continues: Bool
   private let generator: TextGenerator
-  /// Tokens before a text on which its spelling may depend.
-  private static let contextTokens = 8
   /// Of a conversation: what was read before is not read again. Keeping it costs a copy, so nothing else does.
   private let cache: PromptCache?
 
@@ -169,44 +167,21 @@ struct TextProducer {
   ) throws -> [ProducedText] {
     let options = try fitting(options, prompts)
     var results = names.map { ProducedText(prompt: $0.0, promptTokens: $0.1) }
-    var streams = prompts.map { _ in TextStream(tokenizer, stopStrings: stopStrings) }
-    // A reply begins a text of its own, a continuation doesn't.
-    if continues && state == nil { for i in streams.indices { try streams[i].follow(prompts[i].suffix(Self.contextTokens)) } }
-    var failure: (any Error)?
-    func receive(_ index: Int, _ token: Int) -> Bool {
-      if results[index].firstSeconds == nil { results[index].firstSeconds = watch.seconds }
-      if options.stopTokens.contains(token) { return true }
-      do {
-        let piece = try streams[index].append(token)
-        results[index].text += piece
-        let goesOn = piece.isEmpty || onText(index, piece)
-        return goesOn && !streams[index].hasStopped && !Interruption.isAsked
-      } catch {
-        failure = error
-        return false
-      }
+    let texts = try withTorchErrors {
+      // A reply begins a text of its own, a continuation doesn't.
+      try generator.generate(
+        prompts: prompts, options: options, stopStrings: stopStrings, continues: continues && state == nil, start: state,
+        promptCache: state == nil ? cache : nil,
+        draft: draft.map { TextGenerator.Draft(model: $0.model.model as! any GenerativeModel, guesses: $0.guesses) },
+        onToken: { if results[$0].firstSeconds == nil { results[$0].firstSeconds = watch.seconds } },
+        onText: { onText($0, $1) && !Interruption.isAsked })
     }
-    let sequences: [GeneratedSequence] = try withTorchErrors {
-      if let draft, state == nil {
-        let (sequence, report) = try speculate(
-          model, draft: draft.model.model as! any GenerativeModel, prompt: prompts[0], options: options, guesses: draft.guesses
-        ) { receive(0, $0) }
-        results[0].speculation = report
-        return [sequence]
-      }
-      return try MartletInference.generate(
-        model, prompts: prompts, options: options, start: state, promptCache: state == nil ? cache : nil
-      ) { index, token, _ in receive(index, token) }
-    }
-    if let failure { throw failure }
-    for i in results.indices {
-      let wasCut = streams[i].hasStopped
-      let rest = try streams[i].finish()
-      results[i].text += rest
-      if !rest.isEmpty { _ = onText(i, rest) }
-      results[i].ids = sequences[i].tokens
-      results[i].logProbabilities = sequences[i].logProbabilities
-      results[i].finish = wasCut ? GeneratedSequence.Finish.stop.rawValue : sequences[i].finish.rawValue
+    for (i, text) in texts.enumerated() {
+      results[i].text = text.text
+      results[i].speculation = text.speculation
+      results[i].ids = text.sequence.tokens
+      results[i].logProbabilities = text.sequence.logProbabilities
+      results[i].finish = text.sequence.finish.rawValue
       results[i].seconds = watch.seconds
     }
     return results
@@ -221,10 +196,8 @@ struct TextProducer {
       guard let best = found[0].first else { return ProducedText(prompt: text.name, promptTokens: text.tokens.count) }
       let isEnded = best.tokens.last.map(options.stopTokens.contains) ?? false
       var result = ProducedText(prompt: text.name, promptTokens: text.tokens.count)
-      var stream = TextStream(tokenizer, stopStrings: [])
-      if continues && state == nil { try stream.follow(text.tokens.suffix(Self.contextTokens)) }
-      for token in isEnded ? best.tokens.dropLast() : best.tokens[...] { result.text += try stream.append(token) }
-      result.text += try stream.finish()
+      result.text = try generator.text(
+        of: best.tokens, after: continues && state == nil ? text.tokens : [], stopTokens: options.stopTokens)
       result.ids = best.tokens
       result.score = best.score
       result.finish = (isEnded ? GeneratedSequence.Finish.stop : .length).rawValue

@@ -6,6 +6,8 @@ public struct GeneratedText: Sendable, Equatable {
   /// The tokens behind it, also those of a stop string that was cut off.
   public var sequence = GeneratedSequence()
   public var promptTokens = 0
+  /// How a draft model's guesses were received, where one helped.
+  public var speculation: SpeculationReport?
 }
 
 /// A language model with its tokenizer: text in, text out, piece by piece.
@@ -32,21 +34,42 @@ public struct TextGenerator {
     return ids
   }
 
+  /// A small model that guesses ahead of the large one.
+  public struct Draft {
+    public let model: any GenerativeModel
+    /// Tokens proposed at a time.
+    public let guesses: Int
+
+    public init(model: any GenerativeModel, guesses: Int = 4) {
+      self.model = model
+      self.guesses = guesses
+    }
+  }
+
+  /// Tokens of a prompt that decide how the text after it begins.
+  private static let contextTokens = 8
+
   /// Continues prompts given as tokens.
   ///
   /// - Parameters:
   ///   - stopStrings: a text ends before the first of these that appears in it.
+  ///   - continues: whether the text goes on from the prompt's, so that a blank between them is kept; a reply begins anew.
+  ///   - draft: helps with a single prompt.
+  ///   - onToken: called at every token, with the prompt's index.
   ///   - onText: receives the prompt's index and each new piece of text; returning false ends that text.
-  /// - Throws: as ``generate(_:prompts:options:start:promptCache:onToken:)``.
+  /// - Throws: as ``generate(_:prompts:options:start:promptCache:onToken:)`` and
+  ///   ``speculate(_:draft:prompt:options:guesses:onToken:)``.
   public func generate(
-    prompts: [[Int]], options: GenerationOptions, stopStrings: [String] = [], start: SequenceBackbone.State? = nil,
-    promptCache: PromptCache? = nil, onText: (_ prompt: Int, _ piece: String) -> Bool = { _, _ in true }
+    prompts: [[Int]], options: GenerationOptions, stopStrings: [String] = [], continues: Bool = true,
+    start: SequenceBackbone.State? = nil, promptCache: PromptCache? = nil, draft: Draft? = nil,
+    onToken: (_ prompt: Int) -> Void = { _ in }, onText: (_ prompt: Int, _ piece: String) -> Bool = { _, _ in true }
   ) throws -> [GeneratedText] {
     var results = prompts.map { GeneratedText(promptTokens: $0.count) }
     var streams = prompts.map { _ in TextStream(tokenizer, stopStrings: stopStrings) }
+    if continues { for i in streams.indices { try streams[i].follow(prompts[i].suffix(Self.contextTokens)) } }
     var failure: (any Error)?
-    let sequences = try MartletInference.generate(model, prompts: prompts, options: options, start: start, promptCache: promptCache) {
-      index, token, _ in
+    func receive(_ index: Int, _ token: Int) -> Bool {
+      onToken(index)
       if options.stopTokens.contains(token) { return true }
       do {
         let piece = try streams[index].append(token)
@@ -58,6 +81,18 @@ public struct TextGenerator {
         return false
       }
     }
+    let sequences: [GeneratedSequence]
+    if let draft, prompts.count == 1, start == nil {
+      let (sequence, report) = try speculate(
+        model, draft: draft.model, prompt: prompts[0], options: options, guesses: draft.guesses
+      ) { receive(0, $0) }
+      results[0].speculation = report
+      sequences = [sequence]
+    } else {
+      sequences = try MartletInference.generate(
+        model, prompts: prompts, options: options, start: start, promptCache: promptCache
+      ) { index, token, _ in receive(index, token) }
+    }
     if let failure { throw failure }
     for i in results.indices {
       let wasCut = streams[i].hasStopped
@@ -68,6 +103,15 @@ public struct TextGenerator {
       if wasCut { results[i].sequence.finish = .stop }
     }
     return results
+  }
+
+  /// The text of a sequence after a prompt, without its stop token.
+  public func text(of tokens: [Int], after prompt: [Int] = [], stopTokens: Set<Int> = []) throws -> String {
+    var stream = TextStream(tokenizer, stopStrings: [])
+    try stream.follow(prompt.suffix(Self.contextTokens))
+    var text = ""
+    for token in tokens where !stopTokens.contains(token) { text += try stream.append(token) }
+    return text + (try stream.finish())
   }
 
   /// Continues prompts.
