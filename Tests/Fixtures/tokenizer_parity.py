@@ -534,4 +534,5 @@ def main():
         json.dump(described, f, ensure_ascii=False, separators=(",", ":"))
 
 
-main()
+if __name__ == "__main__":
+    main()
