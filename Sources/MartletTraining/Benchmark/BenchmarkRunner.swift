@@ -86,6 +86,7 @@ public struct BenchmarkRunner {
     func ours(_ count: Int) throws -> Double { try elapsed { for _ in 0..<count { try call() } } / Double(count) }
     _ = try ours(1)
     let count = calls(try ours(1))
+    // Work without tensors has nothing to compare.
     let memory = try measuresMemory ? peakBytes(call) : nil
 
     func row(_ seconds: [Double]) -> BenchmarkRow {
@@ -94,7 +95,9 @@ public struct BenchmarkRunner {
         name: benchmark.name, group: benchmark.group, ours: median, unit: "s", rate: rate(benchmark.work, median, limits))
     }
     func memoryRow() -> BenchmarkRow? {
-      memory.map { BenchmarkRow(name: benchmark.name + ", peak memory", group: benchmark.group, ours: Double($0), unit: "bytes") }
+      memory.flatMap { $0 > 0 ? $0 : nil }.map {
+        BenchmarkRow(name: benchmark.name + ", peak memory", group: benchmark.group, ours: Double($0), unit: "bytes")
+      }
     }
 
     guard let peer, !benchmark.peers.isEmpty else {
