@@ -37,7 +37,10 @@ struct ProducedText {
       "prompt": .string(prompt), "text": .string(text), "tokens": .integer(ids.count), "ids": .array(ids.map(JSONValue.integer)),
       "finish": .string(finish), "promptTokens": .integer(promptTokens),
     ]
-    if timed {
+    if timed && score != nil {
+      // A search gives all its tokens at the end.
+      object["seconds"] = .number(seconds)
+    } else if timed {
       object["secondsToFirstToken"] = .number(firstSeconds ?? 0)
       object["tokensPerSecond"] = .number(rate)
     }
@@ -202,7 +205,6 @@ struct TextProducer {
       result.score = best.score
       result.finish = (isEnded ? GeneratedSequence.Finish.stop : .length).rawValue
       result.seconds = watch.seconds
-      result.firstSeconds = result.seconds
       return result
     }
   }
