@@ -1,6 +1,11 @@
-# `make` lists what there is. Overridable: JOBS (parallel compile jobs), OUT (folder of the demo), PYTHON (see Scripts/setup).
+# `make` lists what there is. Overridable: JOBS (parallel compile jobs), ONLY (rooms to test), OUT (folder of the demo), PYTHON (see Scripts/setup).
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
+# Rooms whose tests are built and run, e.g. ONLY=MartletMixers,MartletNN; all unless given.
+ONLY ?=
+ifneq ($(ONLY),)
+export MARTLET_TESTS := $(ONLY)
+endif
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 OUT ?= demo
 SWIFT_SOURCES := Package.swift Sources Tests

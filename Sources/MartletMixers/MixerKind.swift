@@ -18,6 +18,14 @@ public struct MixerSite: Sendable {
   }
 }
 
+/// Which positions an output may depend on.
+public enum MixerDirection: String, Sendable, CaseIterable {
+  /// The own one and those before it.
+  case causal
+  /// All.
+  case bidirectional
+}
+
 /// A mixer that can be chosen by name and options, as the command line, recipes and comparisons do.
 public struct MixerKind: Sendable {
   public let name: String
@@ -26,26 +34,45 @@ public struct MixerKind: Sendable {
   public let keys: [ConfigurationKey]
   /// Suffixes of the parameters that want a small learning rate of their own and no weight decay.
   public let slowParameters: [String]
+  /// The directions in which the mixer can be built.
+  public let directions: Set<MixerDirection>
   let make: @Sendable (MixerSite, JSONValue, RandomGenerator) throws -> any SequenceMixer
 
   public init(
     name: String, summary: String, keys: [ConfigurationKey], slowParameters: [String] = [],
+    directions: Set<MixerDirection> = [.causal, .bidirectional],
     make: @escaping @Sendable (MixerSite, JSONValue, RandomGenerator) throws -> any SequenceMixer
   ) {
     self.name = name
     self.summary = summary
     self.keys = keys
     self.slowParameters = slowParameters
+    self.directions = directions
     self.make = make
   }
 
-  /// Builds the mixer. Throws `ConfigurationError` for unknown or unfit options.
+  /// Builds the mixer. Throws `ConfigurationError` for unknown or unfit options, and for a direction that the mixer doesn't have.
   public func callAsFunction(_ site: MixerSite, options: JSONValue = .null, generator: RandomGenerator) throws -> any SequenceMixer {
-    try make(site, keys.completed(options), generator)
+    let direction: MixerDirection = site.isCausal ? .causal : .bidirectional
+    guard directions.contains(direction) else {
+      let other = site.isCausal ? "it sees all positions: use it where the whole input is known" : "it sees the past only"
+      throw ConfigurationError("\"\(name)\" has no \(direction.rawValue) form (\(other))")
+    }
+    return try make(site, keys.completed(options), generator)
   }
 
   /// Every mixer that can be built, by name.
-  public static let all: [MixerKind] = [.softmax, .window, .linear, .gla, .retention, .scalarGate, .deltaNet, .s4d, .s4]
+  public static let all: [MixerKind] = [
+    .softmax,
+    .window,
+    .linear,
+    .gla,
+    .retention,
+    .scalarGate,
+    .deltaNet,
+    .s4d,
+    .s4,
+  ]
 
   /// The mixer of a name. Throws `ConfigurationError`, which lists the names and suggests the nearest.
   public static func named(_ name: String) throws -> MixerKind {
@@ -101,9 +128,10 @@ public struct MixerChoice: Sendable, Equatable, Codable {
 
 extension MixerKind {
   private static let rotaryKey = ConfigurationKey("rotary", .boolean, default: true, "rotary positions on queries and keys")
-  private static let headsKey = ConfigurationKey("heads", .integer, default: 0, "heads; 0 takes the model's")
+  static let headsKey = ConfigurationKey("heads", .integer, default: 0, "heads; 0 takes the model's")
 
-  private static func heads(_ options: JSONValue, _ site: MixerSite) throws -> Int {
+  /// The heads that the options or the place ask for. Throws `ConfigurationError` when they don't divide the width.
+  static func heads(_ options: JSONValue, _ site: MixerSite) throws -> Int {
     let heads = options["heads"]?.intValue ?? 0
     let chosen = heads == 0 ? site.heads : heads
     guard chosen > 0, site.width % chosen == 0 else {
@@ -197,7 +225,7 @@ extension MixerKind {
     "gate", .string, default: "per_channel", "what makes the state forget", choices: GatedLinearAttention.GateKind.allCases.map(\.rawValue))
 
   /// The width of all heads together at a ratio to the model's: the nearest even width per head, at least 2.
-  private static func total(_ options: JSONValue, _ key: String, _ fallback: Double, _ site: MixerSite, _ heads: Int) -> Int {
+  static func total(_ options: JSONValue, _ key: String, _ fallback: Double, _ site: MixerSite, _ heads: Int) -> Int {
     max(2, 2 * Int((Double(site.width) * (options[key]?.doubleValue ?? fallback) / Double(2 * heads)).rounded())) * heads
   }
 

@@ -10,7 +10,13 @@ import Testing
   static let cases: [String] = ((try? FileManager.default.contentsOfDirectory(atPath: folder)) ?? [])
     .filter { $0.hasPrefix("mixer_") && $0.hasSuffix(".safetensors") }.sorted()
 
-  @Test func everyFixtureIsThere() { #expect(Self.cases.count == 24, "\(Self.cases)") }
+  /// The mixers that can be probed, by id.
+  static let mixers = Catalog.implementations.compactMapValues { $0 as? MixerImplementation }
+
+  @Test func everyMixerHasFixtures() throws {
+    let covered = try Set(Self.cases.map { try Fixture($0).id })
+    #expect(Set(Self.mixers.keys).subtracting(covered).isEmpty, "without a fixture: \(Set(Self.mixers.keys).subtracting(covered))")
+  }
 
   /// max |a − b| / max |b|
   static func error(_ found: Tensor, _ expected: Tensor) -> Double {
@@ -125,12 +131,14 @@ import Testing
   }
 
   @Test func describedParametersAreThoseThatProbeTakes() throws {
-    for id in ["softmax", "linear", "gla", "s4", "s4d"] {
-      let implementation = try Catalog.implementation(id)
-      let shapes = try implementation.parameterShapes(configuration: ["width": 8, "heads": 2, "length": 5])
+    for (id, implementation) in Self.mixers {
+      let configuration: JSONValue = [
+        "width": 8, "heads": 2, "length": 5, "causal": .bool(implementation.kind.directions.contains(.causal)),
+      ]
+      let shapes = try implementation.parameterShapes(configuration: configuration)
       let weights = Dictionary(uniqueKeysWithValues: shapes.map { ("weight." + $0.key, Tensor.full($0.shape, 0.1)) })
       let found = try implementation.probe(
-        configuration: ["width": 8, "heads": 2, "length": 5], tensors: weights.merging(["x": x, "grad_y": x]) { $1 })
+        configuration: configuration, tensors: weights.merging(["x": x, "grad_y": x]) { $1 })
       #expect(Set(found.keys) == Set(["y", "grad_x"] + shapes.map { "grad." + $0.key }), "\(id)")
       #expect(!implementation.source.isEmpty)
       #expect(throws: ConfigurationError.self) { try implementation.parameterShapes(configuration: ["widht": 8]) }

@@ -15,13 +15,19 @@ struct MixerCase: Sendable, CustomStringConvertible {
   let name: String
   let isCausal: Bool
 
-  static let causal = MixerKind.all.map { MixerCase(name: $0.name, isCausal: true) }
-  static let all = causal + MixerKind.all.map { MixerCase(name: $0.name, isCausal: false) }
+  static let causal = MixerKind.all.filter { $0.directions.contains(.causal) }.map { MixerCase(name: $0.name, isCausal: true) }
+  static let all =
+    causal + MixerKind.all.filter { $0.directions.contains(.bidirectional) }.map { MixerCase(name: $0.name, isCausal: false) }
+  /// Those that also run token by token.
+  static let recurrent = causal.filter { (try? $0.make(length: 8)) is any RecurrentMixer }
 
   var description: String { "\(name)\(isCausal ? "" : " (bidirectional)")" }
 
   /// Forms that go through a Fourier transform, where "nothing changes" holds to rounding only.
-  var usesFourier: Bool { name.hasPrefix("s4") }
+  var usesFourier: Bool { ["s4", "s4d"].contains(name) }
+
+  /// Those whose state is a cache that grows with the context.
+  var keepsEveryToken: Bool { name == "softmax" }
 
   /// A mixer of 16 channels with small options and parameters away from their first values, so that biases and gates act.
   func make(

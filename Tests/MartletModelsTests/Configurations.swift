@@ -24,4 +24,21 @@ func relativeDifference(_ a: Tensor, _ b: Tensor) -> Double {
 
 func generator(_ seed: UInt64 = 7) -> RandomGenerator { RandomGenerator(seed: seed) }
 
-let mixerNames = MixerKind.all.map(\.name)
+/// A mixer in one of its directions.
+struct MixerForm: Sendable, CustomStringConvertible {
+  let mixer: String
+  let causal: Bool
+
+  static let all = MixerKind.all.flatMap { kind in
+    MixerDirection.allCases.filter(kind.directions.contains).map { MixerForm(mixer: kind.name, causal: $0 == .causal) }
+  }
+
+  var description: String { "\(mixer)\(causal ? "" : " (bidirectional)")" }
+}
+
+let causalMixers = MixerForm.all.filter(\.causal).map(\.mixer)
+let bidirectionalMixers = MixerForm.all.filter { !$0.causal }.map(\.mixer)
+/// Those that also run token by token.
+let recurrentMixers = causalMixers.filter {
+  (try? SequenceBackbone(configuration([$0], layers: 1), generator: generator()))?.isRecurrent == true
+}

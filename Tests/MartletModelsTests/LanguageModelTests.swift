@@ -36,7 +36,7 @@ import Testing
     defer { try? FileManager.default.removeItem(atPath: path) }
     for tiedEmbedding in [true, false] {
       func make(_ seed: UInt64) throws -> LanguageModel {
-        try LanguageModel(configuration(mixerNames, layers: mixerNames.count), tiedEmbedding: tiedEmbedding, generator: generator(seed))
+        try LanguageModel(configuration(causalMixers, layers: causalMixers.count), tiedEmbedding: tiedEmbedding, generator: generator(seed))
       }
       let (model, other) = (try make(1), try make(2))
       let input = tokens(2, 9)

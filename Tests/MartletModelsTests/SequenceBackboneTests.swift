@@ -5,8 +5,8 @@ import Testing
 @Suite struct SequenceBackboneTests {
   // MARK: Every mixer
 
-  @Test(arguments: mixerNames, [true, false]) func everyMixerGivesFiniteOutputsAndGradients(mixer: String, causal: Bool) throws {
-    let model = try SequenceBackbone(configuration([mixer], causal: causal), generator: generator())
+  @Test(arguments: MixerForm.all) func everyMixerGivesFiniteOutputsAndGradients(_ form: MixerForm) throws {
+    let model = try SequenceBackbone(configuration([form.mixer], causal: form.causal), generator: generator())
     let input = tokens(2, 11)
     var mask = [Bool](repeating: true, count: 22)
     for t in 8..<11 { mask[11 + t] = false }
@@ -25,38 +25,34 @@ import Testing
     }
   }
 
-  @Test(arguments: mixerNames) func causalModelsDoNotSeeTheFutureAndBidirectionalOnesDo(mixer: String) throws {
-    for causal in [true, false] {
-      let model = try SequenceBackbone(configuration([mixer], causal: causal, layers: 1), generator: generator())
-      model.eval()
-      let input = tokens(1, 9)
-      let changed = input.copy()
-      changed[0, 6] = (input[0, 6] + 1) % 13
-      let difference = (model(input) - model(changed)).abs().max(axis: -1)[0].toArray(Double.self)
-      let scale = difference.max()!
-      #expect(scale > 1e-3 && difference[6] > 0)
-      // Long convolutions run through FFTs, whose rounding reaches everywhere.
-      if causal {
-        #expect(difference[..<6].allSatisfy { $0 < 1e-5 * scale }, "\(difference)")
-      } else {
-        #expect(difference[..<6].allSatisfy { $0 > 1e-5 * scale }, "\(difference)")
-      }
+  @Test(arguments: MixerForm.all) func causalModelsDoNotSeeTheFutureAndBidirectionalOnesDo(_ form: MixerForm) throws {
+    let model = try SequenceBackbone(configuration([form.mixer], causal: form.causal, layers: 1), generator: generator())
+    model.eval()
+    let input = tokens(1, 9)
+    let changed = input.copy()
+    changed[0, 6] = (input[0, 6] + 1) % 13
+    let difference = (model(input) - model(changed)).abs().max(axis: -1)[0].toArray(Double.self)
+    let scale = difference.max()!
+    #expect(scale > 1e-3 && difference[6] > 0)
+    // Long convolutions run through FFTs, whose rounding reaches everywhere.
+    if form.causal {
+      #expect(difference[..<6].allSatisfy { $0 < 1e-5 * scale }, "\(difference)")
+    } else {
+      #expect(difference[..<6].allSatisfy { $0 > 1e-5 * scale }, "\(difference)")
     }
   }
 
-  @Test(arguments: mixerNames) func paddingChangesNothing(mixer: String) throws {
-    for causal in [true, false] {
-      let model = try SequenceBackbone(configuration([mixer], causal: causal), generator: generator())
-      model.eval()
-      let short = tokens(1, 7)
-      let padded = concatenated([short, tokens(1, 5, seed: 9)], axis: 1)
-      let mask = Tensor((0..<12).map { $0 < 7 }, [1, 12])
-      let error = relativeDifference(model(padded, mask: mask)[.all, 0..<7], model(short, mask: nil))
-      #expect(error < 2e-5, "causal \(causal): \(error)")
-    }
+  @Test(arguments: MixerForm.all) func paddingChangesNothing(_ form: MixerForm) throws {
+    let model = try SequenceBackbone(configuration([form.mixer], causal: form.causal), generator: generator())
+    model.eval()
+    let short = tokens(1, 7)
+    let padded = concatenated([short, tokens(1, 5, seed: 9)], axis: 1)
+    let mask = Tensor((0..<12).map { $0 < 7 }, [1, 12])
+    let error = relativeDifference(model(padded, mask: mask)[.all, 0..<7], model(short, mask: nil))
+    #expect(error < 2e-5, "\(form): \(error)")
   }
 
-  @Test(arguments: mixerNames) func advancingInAnyPiecesIsTheParallelForm(mixer: String) throws {
+  @Test(arguments: recurrentMixers) func advancingInAnyPiecesIsTheParallelForm(mixer: String) throws {
     let model = try SequenceBackbone(configuration([mixer], positions: .sinusoidal), generator: generator())
     try #require(model.isRecurrent)
     model.eval()
@@ -75,7 +71,7 @@ import Testing
     }
   }
 
-  @Test(arguments: mixerNames) func lengthsAcrossChunksAndBeyondTheConfiguredOneWork(mixer: String) throws {
+  @Test(arguments: recurrentMixers) func lengthsAcrossChunksAndBeyondTheConfiguredOneWork(mixer: String) throws {
     let model = try SequenceBackbone(configuration([mixer], layers: 1, length: 24), generator: generator())
     model.eval()
     let input = tokens(2, 150)
@@ -88,8 +84,9 @@ import Testing
     #expect(relativeDifference(model(input[.all, 0..<1]), expected[.all, 0..<1]) < 1e-4, "one position")
   }
 
-  @Test(arguments: mixerNames, [true, false]) func float32AgreesWithFloat64(mixer: String, causal: Bool) throws {
-    let model = try SequenceBackbone(configuration([mixer], causal: causal, positions: .sinusoidal), generator: generator())
+  @Test(arguments: MixerForm.all) func float32AgreesWithFloat64(_ form: MixerForm) throws {
+    let model = try SequenceBackbone(
+      configuration([form.mixer], causal: form.causal, positions: .sinusoidal), generator: generator())
     let input = tokens(2, 70)
     func run(_ dtype: DType) -> (y: Tensor, gradients: [(String, Tensor)]) {
       model.to(dtype)
@@ -208,8 +205,9 @@ import Testing
     #expect(model(input).isEqual(to: model(input)))
   }
 
-  @Test(arguments: mixerNames) func modelsTrainUnderAutocast(mixer: String) throws {
-    let model = try SequenceBackbone(configuration([mixer], feedForward: .swiglu, norm: .rms), generator: generator())
+  @Test(arguments: MixerForm.all) func modelsTrainUnderAutocast(_ form: MixerForm) throws {
+    let model = try SequenceBackbone(
+      configuration([form.mixer], causal: form.causal, feedForward: .swiglu, norm: .rms), generator: generator())
     let input = tokens(2, 10)
     let low = withAutocast { model(input) }.to(.float32)
     #expect(relativeDifference(low, model(input)) < 0.1)

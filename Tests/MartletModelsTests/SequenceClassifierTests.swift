@@ -37,7 +37,7 @@ import Testing
     #expect(y.allFinite, "\(y)")
   }
 
-  @Test(arguments: mixerNames, Pooling.allCases) func theClassDoesNotDependOnPadding(mixer: String, pooling: Pooling) throws {
+  @Test(arguments: bidirectionalMixers, Pooling.allCases) func theClassDoesNotDependOnPadding(mixer: String, pooling: Pooling) throws {
     let model = try SequenceClassifier(
       configuration([mixer], causal: false, input: .continuous(channels: 2), positions: .sinusoidal), classes: 3, pooling: pooling,
       generator: generator())

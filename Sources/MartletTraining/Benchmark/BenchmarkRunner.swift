@@ -54,7 +54,7 @@ private func middle(of values: [Double]) -> Double {
 /// Runs our cases and the peers' in alternation on one machine: ours, theirs, ours, theirs, so that whatever else happens on
 /// the machine meets both; each pair of neighbours gives one ratio.
 public struct BenchmarkRunner {
-  /// Pairs of runs for each peer; at least 5.
+  /// Pairs of runs for each peer; at least 5, but for peers that take many seconds a call.
   public var rounds: Int
   /// Seconds that the calls of one run should take together at least.
   public var secondsPerRun: Double
@@ -108,9 +108,10 @@ public struct BenchmarkRunner {
     for other in benchmark.peers {
       do {
         try peer.select(other.name)
-        let otherCount = calls(try peer.run(1))
+        let once = try peer.run(1)
+        let otherCount = calls(once)
         var (mine, theirs) = ([Double](), [Double]())
-        for _ in 0..<rounds {
+        for _ in 0..<pairs(once) {
           mine.append(try ours(count))
           theirs.append(try peer.run(otherCount) / Double(otherCount))
         }
@@ -137,6 +138,9 @@ public struct BenchmarkRunner {
     }
     return rows
   }
+
+  /// Fewer pairs where the peer's call takes so long that they would take more than half a minute together; at least one.
+  private func pairs(_ seconds: Double) -> Int { min(rounds, max(1, Int(30 / max(seconds, 1e-7)))) }
 
   private func calls(_ seconds: Double) -> Int { min(100_000, max(1, Int((secondsPerRun / max(seconds, 1e-7)).rounded(.up)))) }
 

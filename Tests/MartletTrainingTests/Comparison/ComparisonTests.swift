@@ -12,10 +12,11 @@ import Testing
   }
 
   @Test(arguments: MixerKind.all.map(\.name)) func parametersAreMatchedWithinTwoPercent(mixer: String) throws {
+    let causal = try MixerKind.named(mixer).directions.contains(.causal)
     for target in [30_000, 300_000] {
       let (configuration, count) = try ParameterMatching.match(
         BackboneConfiguration(
-          input: .tokens(vocabulary: 17), width: 8, layers: 2, heads: 4, mixers: [MixerChoice(mixer)], isCausal: true, length: 64),
+          input: .tokens(vocabulary: 17), width: 8, layers: 2, heads: 4, mixers: [MixerChoice(mixer)], isCausal: causal, length: 64),
         objective: .classification(classes: 10), target: target)
       let built = try TaskModel(
         configuration, objective: .classification(classes: 10), generator: RandomGenerator(seed: 0)
