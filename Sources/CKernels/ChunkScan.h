@@ -14,10 +14,16 @@
 #include "Vector.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/native/CPUBlas.h>
 
+#include <algorithm>
+#include <cmath>
 #include <memory>
 #include <new>
+#include <optional>
+#include <utility>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -95,23 +101,37 @@ inline void product(
 
 // --- Leaves ---------------------------------------------------------------------------------------------------------
 
-/// to[c, i] = from[i, c] for 16 rows of `columns` (a multiple of 16): four rounds of a perfect shuffle per 16x16 tile.
-MARTLET_VECTOR static inline void transposeToColumns(
-    const float* from, int64_t ld, int64_t columns, float* to) {
-  for (int64_t c = 0; c < columns; c += 16) {
-    Lanes x[16], y[16];
-    for (int i = 0; i < 16; ++i) x[i] = lanes(from + i * ld + c);
 #define MARTLET_SHUFFLE_ROUND(in, out)                                                                              \
   for (int i = 0; i < 8; ++i) {                                                                                     \
     out[2 * i] = __builtin_shufflevector(in[i], in[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);  \
     out[2 * i + 1] =                                                                                                \
         __builtin_shufflevector(in[i], in[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);     \
   }
-    MARTLET_SHUFFLE_ROUND(x, y)
-    MARTLET_SHUFFLE_ROUND(y, x)
-    MARTLET_SHUFFLE_ROUND(x, y)
-    MARTLET_SHUFFLE_ROUND(y, x)
-    for (int i = 0; i < 16; ++i) lanes(to + (c + i) * 16) = x[i];
+#define MARTLET_TRANSPOSE(x, y)  \
+  MARTLET_SHUFFLE_ROUND(x, y)    \
+  MARTLET_SHUFFLE_ROUND(y, x)    \
+  MARTLET_SHUFFLE_ROUND(x, y)    \
+  MARTLET_SHUFFLE_ROUND(y, x)
+
+/// to[c, i] = from[i, c] for 16 rows of `columns` (a multiple of 16): four rounds of a perfect shuffle per 16x16 tile.
+MARTLET_VECTOR static inline void transposeToColumns(
+    const float* from, int64_t ld, int64_t columns, float* to, int64_t ldTo = 16) {
+  for (int64_t c = 0; c < columns; c += 16) {
+    Lanes x[16], y[16];
+    for (int i = 0; i < 16; ++i) x[i] = lanes(from + i * ld + c);
+    MARTLET_TRANSPOSE(x, y)
+    for (int i = 0; i < 16; ++i) lanes(to + (c + i) * ldTo) = x[i];
+  }
+}
+
+/// to[c, i] = factor[i] * from[i, c]
+MARTLET_VECTOR static inline void transposeToWeightedColumns(
+    const float* from, int64_t ld, int64_t columns, const float* factor, float* to, int64_t ldTo = 16) {
+  for (int64_t c = 0; c < columns; c += 16) {
+    Lanes x[16], y[16];
+    for (int i = 0; i < 16; ++i) x[i] = lanes(from + i * ld + c);
+    MARTLET_TRANSPOSE(x, y)
+    for (int i = 0; i < 16; ++i) lanes(to + (c + i) * ldTo) = x[i] * lanes(factor);
   }
 }
 
@@ -121,14 +141,23 @@ MARTLET_VECTOR static inline void transposeToRows(
   for (int64_t c = 0; c < columns; c += 16) {
     Lanes x[16], y[16];
     for (int i = 0; i < 16; ++i) x[i] = lanes(from + (c + i) * 16);
-    MARTLET_SHUFFLE_ROUND(x, y)
-    MARTLET_SHUFFLE_ROUND(y, x)
-    MARTLET_SHUFFLE_ROUND(x, y)
-    MARTLET_SHUFFLE_ROUND(y, x)
+    MARTLET_TRANSPOSE(x, y)
     for (int i = 0; i < 16; ++i) lanes(to + i * ld + c) = x[i] * lanes(factor + i * columns + c);
   }
-#undef MARTLET_SHUFFLE_ROUND
 }
+
+/// to[i, c] = factor[i] * from[c, i], `from` with leading dimension `ld`, `to` with `columns` (a multiple of 16).
+MARTLET_VECTOR static inline void transposeToWeightedRows(
+    const float* from, int64_t ld, int64_t columns, const float* factor, float* to) {
+  for (int64_t c = 0; c < columns; c += 16) {
+    Lanes x[16], y[16];
+    for (int i = 0; i < 16; ++i) x[i] = lanes(from + (c + i) * ld);
+    MARTLET_TRANSPOSE(x, y)
+    for (int i = 0; i < 16; ++i) lanes(to + i * columns + c) = x[i] * factor[i];
+  }
+}
+#undef MARTLET_TRANSPOSE
+#undef MARTLET_SHUFFLE_ROUND
 
 MARTLET_VECTOR static inline void exponentials(float* x, int64_t count) {
   MARTLET_SIMD
@@ -378,5 +407,113 @@ class Arena {
     return piece;
   }
 };
+
+/// The sequences that are scanned: the rows of a batch or, packed, runs of tokens of its only row (`offsets` [sequences + 1]).
+/// Each has its own first and last state, and saves a state every `spacing` tokens.
+class Sequences {
+  std::vector<int64_t> begin_, end_, firstSaved_, order_;
+  bool packed_;
+
+ public:
+  int64_t heads;
+
+  Sequences(int64_t batch, int64_t heads, int64_t length, const int64_t* offsets, int64_t sequences, int64_t spacing)
+      : packed_(offsets), heads(heads) {
+    const int64_t count = offsets ? sequences : batch;
+    int64_t saved = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      begin_.push_back(offsets ? offsets[i] : 0);
+      end_.push_back(offsets ? offsets[i + 1] : length);
+      firstSaved_.push_back(saved);
+      saved += (end_[i] - begin_[i] + spacing - 1) / spacing;
+      order_.push_back(i);
+    }
+    firstSaved_.push_back(saved);
+    // The longest first, so that the shorter ones even out the workers' ends.
+    if (offsets)
+      std::stable_sort(order_.begin(), order_.end(), [&](int64_t a, int64_t b) { return end_[a] - begin_[a] > end_[b] - begin_[b]; });
+  }
+
+  int64_t count() const { return static_cast<int64_t>(begin_.size()); }
+  bool packed() const { return packed_; }
+  int64_t tasks() const { return count() * heads; }
+  int64_t savedStates() const { return firstSaved_.back() * heads; }
+
+  /// One head of one sequence.
+  struct Task {
+    int64_t begin, end;  // its tokens
+    int64_t row;         // its row of [batch · heads] in the tensors
+    int64_t state;       // its row of [sequences · heads] in first and last states
+    int64_t saved;       // its first saved state
+  };
+  Task task(int64_t index) const {
+    const int64_t sequence = order_[index / heads], head = index % heads;
+    return {begin_[sequence], end_[sequence], packed_ ? head : sequence * heads + head, sequence * heads + head,
+            firstSaved_[sequence] * heads + head * (firstSaved_[sequence + 1] - firstSaved_[sequence])};
+  }
+};
+
+// --- Arguments ------------------------------------------------------------------------------------------------------
+
+inline at::Tensor ready(const at::Tensor& x) { return x.dim() == 0 || x.size(-1) <= 1 || x.stride(-1) == 1 ? x : x.contiguous(); }
+
+inline bool isFast(at::ScalarType type) { return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf; }
+
+inline const float* floats(const at::Tensor& x) { return x.defined() ? x.data_ptr<float>() : nullptr; }
+
+inline at::Tensor as(const at::Tensor& gradient, at::ScalarType type) { return gradient.defined() ? gradient.to(type) : gradient; }
+
+inline double scaleOf(const at::Tensor& query, std::optional<double> scale) {
+  return scale.value_or(1.0 / std::sqrt(static_cast<double>(query.size(-1))));
+}
+
+inline void checkChunk(const char* name, int64_t chunk) { TORCH_CHECK(chunk > 0, name, ": chunk must be positive, not ", chunk); }
+
+inline void checkOnce(const char* name) {
+  TORCH_CHECK(!at::GradMode::is_enabled(), name, ": has no second derivative; call backward without create_graph, or use the reference form");
+}
+
+inline void checkInputs(const char* name, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value) {
+  for (const auto& [tensor, argument] : {std::pair<const at::Tensor&, const char*>{query, "query"}, {key, "key"}, {value, "value"}}) {
+    TORCH_CHECK(tensor.dim() == 4, name, ": ", argument, " must be [batch, heads, length, width], not ", tensor.sizes());
+    TORCH_CHECK(
+        tensor.device().is_cpu() && tensor.layout() == at::kStrided, name, ": ", argument, " must be a dense CPU tensor, not one on ",
+        tensor.device());
+    TORCH_CHECK(isFast(tensor.scalar_type()), name, ": ", argument, " must be float32, bfloat16 or float16, not ", tensor.scalar_type());
+    TORCH_CHECK(tensor.scalar_type() == value.scalar_type(), name, ": query, key and value must have one type");
+  }
+  TORCH_CHECK(key.sizes() == query.sizes(), name, ": key has shape ", key.sizes(), ", expected query's ", query.sizes());
+  TORCH_CHECK(
+      value.sizes().slice(0, 3) == query.sizes().slice(0, 3), name, ": value has shape ", value.sizes(), ", expected ",
+      query.sizes().slice(0, 3), " and a width");
+  TORCH_CHECK(query.size(3) > 0 && value.size(3) > 0, name, ": widths must be positive");
+}
+
+/// The offsets of packed sequences, int64 and contiguous, or an undefined tensor where there are none.
+inline at::Tensor checkedOffsets(const char* name, const at::Tensor& query, const std::optional<at::Tensor>& offsets) {
+  if (!offsets || !offsets->defined()) return {};
+  TORCH_CHECK(
+      offsets->dim() == 1 && offsets->size(0) > 0 && offsets->scalar_type() == at::kLong && offsets->device().is_cpu(), name,
+      ": offsets must be int64 [sequences + 1] on the CPU, not ", offsets->scalar_type(), " ", offsets->sizes());
+  TORCH_CHECK(query.size(0) == 1, name, ": packed sequences need a batch of 1, not ", query.size(0));
+  const at::Tensor checked = offsets->contiguous();
+  const int64_t* at = checked.const_data_ptr<int64_t>();
+  const int64_t last = checked.size(0) - 1;
+  TORCH_CHECK(at[0] == 0 && at[last] == query.size(2), name, ": offsets must begin with 0 and end with the length ", query.size(2));
+  for (int64_t i = 0; i < last; ++i) TORCH_CHECK(at[i] <= at[i + 1], name, ": offsets must not decrease, as after number ", i);
+  return checked;
+}
+
+/// A first state [sequences, H, dk, dv] in contiguous float32, or an undefined tensor where there is none.
+inline at::Tensor checkedState(
+    const char* name, const at::Tensor& query, const at::Tensor& value, const std::optional<at::Tensor>& state, int64_t sequences) {
+  if (!state || !state->defined()) return {};
+  TORCH_CHECK(
+      state->sizes() == at::IntArrayRef({sequences, query.size(1), query.size(3), value.size(3)}), name, ": initial_state has shape ",
+      state->sizes(), ", expected [batch or sequences, heads, key width, value width] = ",
+      at::IntArrayRef({sequences, query.size(1), query.size(3), value.size(3)}));
+  TORCH_CHECK(state->device().is_cpu(), name, ": initial_state must be on the CPU, not on ", state->device());
+  return state->to(at::kFloat).contiguous();
+}
 
 }  // namespace martlet::scan

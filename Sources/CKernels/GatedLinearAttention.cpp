@@ -467,28 +467,6 @@ Tensor enteringStates(
   return states;
 }
 
-Tensor ready(const Tensor& x) { return x.dim() == 0 || x.size(-1) <= 1 || x.stride(-1) == 1 ? x : x.contiguous(); }
-
-bool isFast(at::ScalarType type) { return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf; }
-
-void checkInputs(const char* name, const Tensor& query, const Tensor& key, const Tensor& value) {
-  for (const auto& [tensor, argument] : {std::pair<const Tensor&, const char*>{query, "query"}, {key, "key"}, {value, "value"}}) {
-    TORCH_CHECK(tensor.dim() == 4, name, ": ", argument, " must be [batch, heads, length, width], not ", tensor.sizes());
-    TORCH_CHECK(
-        tensor.device().is_cpu() && tensor.layout() == at::kStrided, name, ": ", argument, " must be a dense CPU tensor, not one on ",
-        tensor.device());
-    TORCH_CHECK(isFast(tensor.scalar_type()), name, ": ", argument, " must be float32, bfloat16 or float16, not ", tensor.scalar_type());
-    TORCH_CHECK(tensor.scalar_type() == value.scalar_type(), name, ": query, key and value must have one type");
-  }
-  TORCH_CHECK(key.sizes() == query.sizes(), name, ": key has shape ", key.sizes(), ", expected query's ", query.sizes());
-  TORCH_CHECK(
-      value.sizes().slice(0, 3) == query.sizes().slice(0, 3), name, ": value has shape ", value.sizes(), ", expected ",
-      query.sizes().slice(0, 3), " and a width");
-  TORCH_CHECK(query.size(3) > 0 && value.size(3) > 0, name, ": widths must be positive");
-}
-
-const float* floats(const Tensor& x) { return x.defined() ? x.data_ptr<float>() : nullptr; }
-
 // --- Gated ----------------------------------------------------------------------------------------------------------
 
 Gate gateMode(const Tensor& query, const OptionalTensor& gate) {
@@ -633,24 +611,14 @@ GatedGradients gatedBackward(
   return g;
 }
 
-double scaleOf(const Tensor& query, std::optional<double> scale) { return scale.value_or(1.0 / std::sqrt(static_cast<double>(query.size(-1)))); }
-
-void checkChunk(int64_t chunk) { TORCH_CHECK(chunk > 0, "gated_linear_attention: chunk must be positive, not ", chunk); }
-
 std::tuple<Tensor, Tensor> gatedLinearAttention(
     const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& logGate, const OptionalTensor& initialState,
     std::optional<double> scale, int64_t chunk) {
-  checkChunk(chunk);
+  checkChunk("gated_linear_attention", chunk);
   const GatedInputs in(query, key, value, logGate, initialState);
   auto [out, last, saved] = gatedForward(in, scaleOf(query, scale), false);
   return {out, last};
 }
-
-void checkOnce(const char* name) {
-  TORCH_CHECK(!at::GradMode::is_enabled(), name, ": has no second derivative; call backward without create_graph, or use the reference form");
-}
-
-Tensor as(const Tensor& gradient, at::ScalarType type) { return gradient.defined() ? gradient.to(type) : gradient; }
 
 class GatedFunction : public torch::autograd::Function<GatedFunction> {
  public:
@@ -688,7 +656,7 @@ std::tuple<Tensor, Tensor> gatedLinearAttentionAutograd(
     at::AutoDispatchBelowADInplaceOrView below;
     return gatedLinearAttention(query, key, value, logGate, initialState, scale, chunk);
   }
-  checkChunk(chunk);
+  checkChunk("gated_linear_attention", chunk);
   auto results = GatedFunction::apply(query, key, value, logGate, initialState, scale);
   return {results[0], results[1]};
 }
