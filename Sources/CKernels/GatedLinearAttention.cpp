@@ -62,14 +62,22 @@ MARTLET_VECTOR static void quotientGradient(
   }
 }
 
-MARTLET_VECTOR static void addRows(const float* from, int64_t rows, int64_t width, float* sums) {
+/// `gateGradient` of one gate for all channels: what the channels' running sums add up to, in double.
+MARTLET_VECTOR static void tokenGateGradient(
+    const float* q, const float* dq, const float* k, const float* dk, const float* gate, int64_t width, double* carry, float* dg) {
   MARTLET_FAST_SUMS
-  for (int64_t i = 0; i < rows; ++i) {
-    float sum = 0;
+  double running = *carry;
+  for (int i = 15; i >= 0; --i) {
+    double sum = 0;
     MARTLET_SIMD
-    for (int64_t c = 0; c < width; ++c) sum += from[i * width + c];
-    sums[i] = sum;
+    for (int64_t c = 0; c < width; ++c) {
+      const int64_t at = i * width + c;
+      sum += static_cast<double>(q[at]) * dq[at] - static_cast<double>(k[at]) * dk[at];
+    }
+    running += sum;
+    dg[i] = gate[i * width] > 0 ? static_cast<float>(running) : 0.0f;
   }
+  *carry = running;
 }
 
 MARTLET_VECTOR static void fillRows(const float* values, int64_t rows, int64_t width, float* to) {
@@ -100,10 +108,13 @@ struct Problem {
   bool normalised = false;
   float eps = 0;
   const bool* keep = nullptr;  // [B, L], false: the key is not there
+  Sequences sequences;
 
-  Problem(const Tensor& q, const Tensor& k, const Tensor& v, bool normalised)
+  Problem(const Tensor& q, const Tensor& k, const Tensor& v, bool normalised, const Tensor& offsets = {})
       : batch(q.size(0)), heads(q.size(1)), length(q.size(2)), dk(q.size(3)), dv(v.size(3)), columns(dv + normalised),
-        paddedKey(roundedUp(dk)), paddedColumns(roundedUp(columns)), query(q), key(k), value(v), normalised(normalised) {}
+        paddedKey(roundedUp(dk)), paddedColumns(roundedUp(columns)), query(q), key(k), value(v), normalised(normalised),
+        sequences(batch, heads, length, offsets.defined() ? offsets.const_data_ptr<int64_t>() : nullptr,
+                  offsets.defined() ? offsets.size(0) - 1 : 0, kSpacing) {}
 
   int64_t count() const { return batch * heads; }
   int64_t stateSize() const { return dk * columns; }
@@ -118,6 +129,7 @@ class Scan {
   float *q_, *k_, *gate_, *qFactor_, *kFactor_, *total_, *slots_, *qw_, *kw_, *keyColumns_, *valueColumns_, *out_, *tile_;
   float *products_, *rowGradient_, *keyGradient_, *dg_, *work_, *carry_, *chunkQueryGradient_, *blockStates_;
   float diagonal_[kBlock];
+  double crossing_ = 0;  // S ⊙ dS, summed over channels too
   bool ordinary_ = true, ordinaryIn_[kSpacing / kBlock];
   int64_t factorsFor_ = -1, factorHead_ = -1;
 
@@ -128,7 +140,7 @@ class Scan {
   explicit Scan(const Problem& p)
       : p_(p), dk_(p.paddedKey), dv_(p.paddedColumns), weights_(dk_ + kBlock),
         arena_(slotCount(p) * slotFloats() + 16 * (7 * dk_ + 2 * weights_ + 4 * dv_ + 2 * weights_) + 2 * weights_ * dv_ + 4 * dk_ + kSpacing * dk_ +
-               (p.mode == Gate::head ? kSpacing / kBlock * dk_ * dv_ : 0) + 4096) {
+               (oneGate(p) ? kSpacing / kBlock * dk_ * dv_ : 0) + 4096) {
     const auto tile = [&](int64_t width) { return arena_.take(kBlock * width); };
     q_ = tile(dk_), k_ = tile(dk_), slots_ = arena_.take(slotCount(p) * slotFloats());
     rowGradient_ = tile(dk_), keyGradient_ = tile(dk_), dg_ = tile(dk_), keyColumns_ = tile(dk_);
@@ -137,7 +149,7 @@ class Scan {
     state = arena_.take(weights_ * dv_), stateGradient = arena_.take(weights_ * dv_);
     work_ = arena_.take(dk_), carry_ = arena_.take(dk_);
     chunkQueryGradient_ = arena_.take(kSpacing * dk_);
-    blockStates_ = arena_.take(p.mode == Gate::head ? kSpacing / kBlock * dk_ * dv_ : 0);
+    blockStates_ = arena_.take(oneGate(p) ? kSpacing / kBlock * dk_ * dv_ : 0);
     use(0);
     for (int64_t i = 0; i < kBlock * dk_; ++i) gate_[i] = 1;
   }
@@ -213,9 +225,9 @@ class Scan {
       int64_t head, int64_t begin, int64_t end, const LoadGradient& loadGradient, const Rows& queryGradient,
       const Rows& keyGradient, const Rows& valueGradient, const Rows* gateGradients) {
     // Forwards again: dQ = dO Sᵀ and, inside the block, lower(dO Vᵀ) K. Transposed, [S; V] dOᵀ gives both first factors.
-    // The gate's running sum starts afresh from S ⊙ dS at the end of these tokens; a head's one gate sums what is left over
-    // all tokens, with much cancellation, so for it at the end of every block.
-    const bool anchorBlocks = gateGradients && p_.mode == Gate::head;
+    // The gate's running sum starts afresh from S ⊙ dS at the end of these tokens. One gate for all channels sums what is left
+    // over channels (and, a head's one gate, over tokens) with much cancellation, so for it at the end of every block.
+    const bool anchorBlocks = gateGradients && oneGate(p_);
     for (int64_t t = begin; t < end; t += kBlock) {
       const int64_t rows = std::min(kBlock, end - t);
       float* dq = chunkQueryGradient_ + (t - begin) * dk_;
@@ -254,7 +266,11 @@ class Scan {
       loadKey(head, t, rows, -kBlock);
       loadValue(head, t, rows, tile_, -kBlock);
       loadGradient(t, rows, gradientsOfState());
-      if (anchorBlocks) rowProducts(blockStates_ + block * dk_ * dv_, stateGradient, dk_, dv_, carry_);
+      if (anchorBlocks) {
+        rowProducts(blockStates_ + block * dk_ * dv_, stateGradient, dk_, dv_, carry_);
+        crossing_ = 0;
+        for (int64_t c = 0; c < dk_; ++c) crossing_ += carry_[c];
+      }
       transposeToColumns(qw_, weights_, dk_, keyColumns_);
       transposeToColumns(tile_, dv_, dv_, valueColumns_);
       if (p_.gated() && ordinary_) scaleRows(stateGradient, dk_, dv_, total_);
@@ -324,6 +340,7 @@ class Scan {
  private:
   // A block's gates and the factors made of them. Backward keeps those of all its blocks for the way back.
   static bool constant(const Problem& p) { return p.mode == Gate::none || p.mode == Gate::head; }
+  static bool oneGate(const Problem& p) { return p.mode == Gate::head || p.mode == Gate::token; }
   static int64_t slotCount(const Problem& p) { return constant(p) ? 1 : kSpacing / kBlock; }
   int64_t slotFloats() const { return (3 * kBlock + 1) * dk_; }
   void use(int64_t slot) {
@@ -387,13 +404,13 @@ class Scan {
   }
 
   void storeGateGradient(int64_t head, int64_t t, int64_t rows, const float* dq, const Rows& gradients) {
-    gateGradient(q_, dq, k_, keyGradient_, gate_, dk_, carry_, dg_);
     if (p_.mode == Gate::channel) {
+      gateGradient(q_, dq, k_, keyGradient_, gate_, dk_, carry_, dg_);
       gradients.store(head, t, rows, dg_, dk_);
       return;
     }
     float sums[kBlock];
-    addRows(dg_, rows, dk_, sums);
+    tokenGateGradient(q_, dq, k_, keyGradient_, gate_, dk_, &crossing_, sums);
     if (p_.mode == Gate::token) {
       gradients.store(head, t, rows, sums, 1);
     } else {
@@ -403,13 +420,14 @@ class Scan {
 };
 
 /// How the sequence is shared out: whole heads, or, where there are fewer heads than workers, also segments of each, whose
-/// entering states come from a first pass over the sums alone (a third of the work again, so only then).
+/// entering states come from a first pass over the sums alone (a third of the work again, so only then). Packed sequences are
+/// shared out whole.
 struct Segments {
   int64_t count, length;
 
-  Segments(int64_t heads, int64_t tokens) {
+  Segments(int64_t heads, int64_t tokens, bool packed = false) {
     const int64_t workers = workerCount();
-    int64_t wanted = heads >= workers || heads == 0 ? 1 : (2 * workers + heads - 1) / heads;
+    int64_t wanted = packed || heads >= workers || heads == 0 ? 1 : (2 * workers + heads - 1) / heads;
     wanted = std::max<int64_t>(1, std::min(wanted, tokens / 1024));
     length = std::max((tokens + wanted - 1) / wanted + kSpacing - 1, kSpacing) / kSpacing * kSpacing;
     count = std::max<int64_t>(1, (tokens + length - 1) / length);
@@ -482,10 +500,11 @@ Gate gateMode(const Tensor& query, const OptionalTensor& gate) {
 
 /// Tensors as the scan reads them: last dimension dense, gate and state in float32.
 struct GatedInputs {
-  Tensor query, key, value, gate, state;
+  Tensor query, key, value, gate, state, offsets;
   Gate mode;
 
-  GatedInputs(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& g, const OptionalTensor& s) {
+  GatedInputs(
+      const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& g, const OptionalTensor& s, const OptionalTensor& packing) {
     checkInputs("gated_linear_attention", q, k, v);
     mode = gateMode(q, g);
     query = ready(q), key = ready(k), value = ready(v);
@@ -494,17 +513,12 @@ struct GatedInputs {
       gate = g->to(at::kFloat);
       gate = mode == Gate::head ? gate.contiguous() : mode == Gate::channel ? ready(gate) : gate;
     }
-    if (s && s->defined()) {
-      TORCH_CHECK(
-          s->sizes() == at::IntArrayRef({q.size(0), q.size(1), q.size(3), v.size(3)}), "gated_linear_attention: initial_state has shape ",
-          s->sizes(), ", expected [batch, heads, key width, value width]");
-      TORCH_CHECK(s->device().is_cpu(), "gated_linear_attention: initial_state must be on the CPU, not on ", s->device());
-      state = s->to(at::kFloat).contiguous();
-    }
+    offsets = checkedOffsets("gated_linear_attention", q, packing);
+    state = checkedState("gated_linear_attention", q, v, s, offsets.defined() ? offsets.size(0) - 1 : q.size(0));
   }
 
   Problem problem(double scale) const {
-    Problem p(query, key, value, false);
+    Problem p(query, key, value, false, offsets);
     p.mode = mode, p.scale = static_cast<float>(scale);
     if (mode == Gate::head) p.headGate = gate.data_ptr<float>();
     else if (mode != Gate::none) p.gate = Rows(gate);
@@ -516,32 +530,34 @@ struct GatedInputs {
 std::tuple<Tensor, Tensor, Tensor> gatedForward(const GatedInputs& in, double scale, bool save) {
   const Problem p = in.problem(scale);
   Tensor out = emptyHeads(p.batch, p.heads, p.length, p.dv, in.query.options());
-  Tensor last = in.state.defined() ? in.state.clone() : at::zeros({p.batch, p.heads, p.dk, p.dv}, at::kFloat);
-  const int64_t entries = (p.length + kSpacing - 1) / kSpacing;
-  Tensor saved = save ? at::empty({p.count(), entries, p.dk, p.dv}, at::kFloat) : Tensor();
+  Tensor last = in.state.defined() ? in.state.clone() : at::zeros({p.sequences.count(), p.heads, p.dk, p.dv}, at::kFloat);
+  Tensor saved = save ? at::empty({p.sequences.savedStates(), p.dk, p.dv}, at::kFloat) : Tensor();
   if (out.numel() == 0) return {out, last, saved};
-  const Segments segments(p.count(), p.length);
+  const Segments segments(p.count(), p.length, p.sequences.packed());
   Workers workers(p);
   Tensor entering;
   if (segments.count > 1) {
     entering = enteringStates(p, segments, floats(in.state), false, false, workers, [](Scan& scan, auto... rest) { scan.accumulate(rest...); });
   }
   const Rows outRows(out);
-  parallelTasks(p.count() * segments.count, [&](int64_t task, int64_t worker) {
+  parallelTasks(p.sequences.tasks() * segments.count, [&](int64_t index, int64_t worker) {
     FlushDenormals flush;
-    const int64_t head = task / segments.count, segment = task % segments.count;
+    const auto task = p.sequences.task(index / segments.count);
+    const int64_t segment = index % segments.count;
     Scan& scan = workers[worker];
-    const float* first = segments.count > 1 ? floats(entering) + (head * (segments.count + 1) + segment) * p.stateSize()
-                         : in.state.defined() ? floats(in.state) + head * p.stateSize()
+    const float* first = segments.count > 1 ? floats(entering) + (task.state * (segments.count + 1) + segment) * p.stateSize()
+                         : in.state.defined() ? floats(in.state) + task.state * p.stateSize()
                                               : nullptr;
     scan.loadState(first, scan.state);
     scan.forward(
-        head, segments.begin(segment), segments.end(segment, p.length),
+        task.row, task.begin + segments.begin(segment), task.begin + segments.end(segment, task.end - task.begin),
         [&](int64_t t) {
-          if (save && t % kSpacing == 0) scan.storeState(scan.state, saved.data_ptr<float>() + (head * entries + t / kSpacing) * p.stateSize());
+          const int64_t done = t - task.begin;
+          if (save && done % kSpacing == 0)
+            scan.storeState(scan.state, saved.data_ptr<float>() + (task.saved + done / kSpacing) * p.stateSize());
         },
-        [&](int64_t t, int64_t rows, float* tile) { outRows.store(head, t, rows, tile, p.paddedColumns); });
-    if (segment == segments.count - 1) scan.storeState(scan.state, last.data_ptr<float>() + head * p.stateSize());
+        [&](int64_t t, int64_t rows, float* tile) { outRows.store(task.row, t, rows, tile, p.paddedColumns); });
+    if (segment == segments.count - 1) scan.storeState(scan.state, last.data_ptr<float>() + task.state * p.stateSize());
   });
   return {out, last, saved};
 }
@@ -558,7 +574,7 @@ GatedGradients gatedBackward(
   g.query = emptyHeads(p.batch, p.heads, p.length, p.dk, options);
   g.key = emptyHeads(p.batch, p.heads, p.length, p.dk, options);
   g.value = emptyHeads(p.batch, p.heads, p.length, p.dv, options);
-  g.state = lastGradient.defined() ? lastGradient.to(at::kFloat).contiguous().clone() : at::zeros({p.batch, p.heads, p.dk, p.dv}, at::kFloat);
+  g.state = lastGradient.defined() ? lastGradient.to(at::kFloat).contiguous().clone() : at::zeros({p.sequences.count(), p.heads, p.dk, p.dv}, at::kFloat);
   wantGate &= in.mode != Gate::none;
   if (wantGate) {
     g.gate = in.mode == Gate::channel ? emptyHeads(p.batch, p.heads, p.length, p.dk, at::kFloat)
@@ -571,7 +587,7 @@ GatedGradients gatedBackward(
   const Rows outRows(dout), dq(g.query), dk(g.key), dv(g.value);
   Rows dg;
   if (wantGate && in.mode != Gate::head) dg = Rows(g.gate);
-  const Segments segments(p.count(), p.length);
+  const Segments segments(p.count(), p.length, p.sequences.packed());
   Workers workers(p);
   Tensor entering;
   const auto loader = [&](int64_t head) {
@@ -583,29 +599,32 @@ GatedGradients gatedBackward(
           scan.accumulateGradient(head, begin, end, loader(head), decay);
         });
   }
-  const int64_t entries = saved.size(1);
-  std::vector<double> gateSums(p.count() * segments.count);
+  const int64_t tasks = p.sequences.tasks() * segments.count;
+  std::vector<double> gateSums(tasks);
   Tensor first = at::empty_like(g.state);
-  parallelTasks(p.count() * segments.count, [&](int64_t task, int64_t worker) {
+  parallelTasks(tasks, [&](int64_t index, int64_t worker) {
     FlushDenormals flush;
-    const int64_t head = task / segments.count, segment = task % segments.count;
+    const auto task = p.sequences.task(index / segments.count);
+    const int64_t segment = index % segments.count;
     Scan& scan = workers[worker];
-    const float* end = segments.count > 1 ? floats(entering) + (head * (segments.count + 1) + segment + 1) * p.stateSize()
-                                          : floats(g.state) + head * p.stateSize();
+    const float* end = segments.count > 1 ? floats(entering) + (task.state * (segments.count + 1) + segment + 1) * p.stateSize()
+                                          : floats(g.state) + task.state * p.stateSize();
     scan.loadState(end, scan.stateGradient);
     scan.headGateGradient = 0;
-    const int64_t begin = segments.begin(segment), stop = segments.end(segment, p.length);
-    for (int64_t t = begin + (stop - begin - 1) / kSpacing * kSpacing; t >= begin; t -= kSpacing) {
-      scan.loadState(floats(saved) + (head * entries + t / kSpacing) * p.stateSize(), scan.state);
-      scan.backward(head, t, std::min(stop, t + kSpacing), loader(head), dq, dk, dv, wantGate ? &dg : nullptr);
+    const int64_t begin = task.begin + segments.begin(segment), stop = task.begin + segments.end(segment, task.end - task.begin);
+    if (stop > begin) {
+      for (int64_t t = begin + (stop - begin - 1) / kSpacing * kSpacing; t >= begin; t -= kSpacing) {
+        scan.loadState(floats(saved) + (task.saved + (t - task.begin) / kSpacing) * p.stateSize(), scan.state);
+        scan.backward(task.row, t, std::min(stop, t + kSpacing), loader(task.row), dq, dk, dv, wantGate ? &dg : nullptr);
+      }
     }
-    gateSums[task] = scan.headGateGradient;
-    if (segment == 0) scan.storeState(scan.stateGradient, first.data_ptr<float>() + head * p.stateSize());
+    gateSums[task.state * segments.count + segment] = scan.headGateGradient;
+    if (segment == 0) scan.storeState(scan.stateGradient, first.data_ptr<float>() + task.state * p.stateSize());
   });
   g.state = first;
   if (wantGate && in.mode == Gate::head) {
     std::vector<double> sums(p.heads);
-    for (int64_t i = 0; i < p.count() * segments.count; ++i) sums[i / segments.count % p.heads] += gateSums[i];
+    for (int64_t i = 0; i < tasks; ++i) sums[i / segments.count % p.heads] += gateSums[i];
     for (int64_t h = 0; h < p.heads; ++h) g.gate.data_ptr<float>()[h] = static_cast<float>(sums[h]);
   }
   return g;
@@ -613,9 +632,9 @@ GatedGradients gatedBackward(
 
 std::tuple<Tensor, Tensor> gatedLinearAttention(
     const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& logGate, const OptionalTensor& initialState,
-    std::optional<double> scale, int64_t chunk) {
+    std::optional<double> scale, int64_t chunk, const OptionalTensor& offsets) {
   checkChunk("gated_linear_attention", chunk);
-  const GatedInputs in(query, key, value, logGate, initialState);
+  const GatedInputs in(query, key, value, logGate, initialState, offsets);
   auto [out, last, saved] = gatedForward(in, scaleOf(query, scale), false);
   return {out, last};
 }
@@ -624,14 +643,14 @@ class GatedFunction : public torch::autograd::Function<GatedFunction> {
  public:
   static torch::autograd::variable_list forward(
       torch::autograd::AutogradContext* context, const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& logGate,
-      const OptionalTensor& initialState, std::optional<double> scale) {
+      const OptionalTensor& initialState, std::optional<double> scale, const OptionalTensor& offsets) {
     at::AutoDispatchBelowADInplaceOrView below;
     context->set_materialize_grads(false);
-    const GatedInputs in(query, key, value, logGate, initialState);
+    const GatedInputs in(query, key, value, logGate, initialState, offsets);
     const double factor = scaleOf(query, scale);
     auto [out, last, saved] = gatedForward(in, factor, true);
     const Tensor gate = logGate.value_or(Tensor()), state = initialState.value_or(Tensor());
-    context->save_for_backward({query, key, value, gate, state, saved});
+    context->save_for_backward({query, key, value, gate, state, offsets.value_or(Tensor()), saved});
     context->saved_data["scale"] = factor;
     return {out, last};
   }
@@ -641,23 +660,23 @@ class GatedFunction : public torch::autograd::Function<GatedFunction> {
     const auto kept = context->get_saved_variables();
     const auto& gate = kept[3];
     const auto& state = kept[4];
-    const GatedInputs in(kept[0], kept[1], kept[2], gate, state);
-    auto g = gatedBackward(in, context->saved_data["scale"].toDouble(), kept[5], gradients[0], gradients[1], gate.defined() && context->needs_input_grad(3));
+    const GatedInputs in(kept[0], kept[1], kept[2], gate, state, kept[5]);
+    auto g = gatedBackward(in, context->saved_data["scale"].toDouble(), kept[6], gradients[0], gradients[1], gate.defined() && context->needs_input_grad(3));
     return {g.query, g.key, g.value, gate.defined() ? as(g.gate, gate.scalar_type()) : Tensor(),
-            state.defined() ? as(g.state, state.scalar_type()) : Tensor(), Tensor()};
+            state.defined() ? as(g.state, state.scalar_type()) : Tensor(), Tensor(), Tensor()};
   }
 };
 
 std::tuple<Tensor, Tensor> gatedLinearAttentionAutograd(
     const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& logGate, const OptionalTensor& initialState,
-    std::optional<double> scale, int64_t chunk) {
+    std::optional<double> scale, int64_t chunk, const OptionalTensor& offsets) {
   const auto wants = [](const OptionalTensor& x) { return x && x->defined() && x->requires_grad(); };
   if (!at::GradMode::is_enabled() || !(wants(query) || wants(key) || wants(value) || wants(logGate) || wants(initialState))) {
     at::AutoDispatchBelowADInplaceOrView below;
-    return gatedLinearAttention(query, key, value, logGate, initialState, scale, chunk);
+    return gatedLinearAttention(query, key, value, logGate, initialState, scale, chunk, offsets);
   }
   checkChunk("gated_linear_attention", chunk);
-  auto results = GatedFunction::apply(query, key, value, logGate, initialState, scale);
+  auto results = GatedFunction::apply(query, key, value, logGate, initialState, scale, offsets);
   return {results[0], results[1]};
 }
 
@@ -877,9 +896,11 @@ TORCH_LIBRARY_FRAGMENT(martlet, m) {
   // contiguous, and the final state, float32. `chunk` is for the callers' reference form: the result doesn't depend on it, and
   // the kernel's own block is 16 tokens. One thread count gives one result, bit for bit; several differ in rounding where
   // there are fewer heads than threads. The gate's gradient is exact to rounding of the largest term of its running sum.
+  // offsets (int64 [sequences + 1], B = 1): the tokens are those of several sequences end to end, each with its own initial and
+  // final state [sequences, H, dk, dv].
   m.def(
       "gated_linear_attention(Tensor query, Tensor key, Tensor value, Tensor? log_gate=None, Tensor? initial_state=None, float? scale=None, "
-      "int chunk=64) -> (Tensor, Tensor)");
+      "int chunk=64, Tensor? offsets=None) -> (Tensor, Tensor)");
   // y_i = φq_i (Σ_j φk_j v_jᵀ) / (φq_i Σ_j φk_j + eps), over j <= i (causal) or all j; features as above and not negative;
   // key_mask bool [B, L], false where there is no key.
   m.def(

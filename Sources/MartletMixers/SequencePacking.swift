@@ -15,6 +15,9 @@ public struct SequencePacking: @unchecked Sendable {
 
   public var sequences: Int { offsets.count - 1 }
 
+  /// Where the sequences lie when the whole is turned round.
+  public var reversed: SequencePacking { SequencePacking(lengths: zip(offsets, offsets.dropFirst()).map { $1 - $0 }.reversed()) }
+
   /// The sequence of each element, [total] int64.
   public var sequenceIndices: Tensor {
     Tensor((0..<sequences).flatMap { i in repeatElement(i, count: offsets[i + 1] - offsets[i]) })
@@ -34,6 +37,18 @@ public struct SequencePacking: @unchecked Sendable {
       sum += lengths[index]
     }
     return result
+  }
+
+  /// Runs a scan on each sequence of tensors whose axis 2 is the position, [1, H, total, …], and joins outputs and last states.
+  func scanEach(
+    _ initialState: Tensor?, _ body: (_ part: (Tensor) -> Tensor, _ state: Tensor?) -> (output: Tensor, state: Tensor)
+  ) -> (output: Tensor, state: Tensor) {
+    let results = (0..<sequences).map { i in
+      body(
+        { $0.narrowed(axis: 2, start: offsets[i], length: offsets[i + 1] - offsets[i]) },
+        initialState?.narrowed(axis: 0, start: i, length: 1))
+    }
+    return (concatenated(results.map(\.output), axis: 2), concatenated(results.map(\.state)))
   }
 
   /// Runs a function on each sequence, [1, length, …], and joins what it returns.

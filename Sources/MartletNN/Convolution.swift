@@ -1,6 +1,7 @@
 private enum Operators {
   static let conv1d = Operator("aten::conv1d")
   static let conv2d = Operator("aten::conv2d")
+  static let shortConvolution = Operator("martlet::short_convolution")
 }
 
 /// Cross-correlation along one axis. x: [batch, inChannels, length]; weight [outChannels, inChannels/groups, kernel].
@@ -58,7 +59,8 @@ public final class Conv2d: Module {
 }
 
 /// A causal depthwise convolution with a short kernel and an optional SiLU after it, as used before recurrent mixers.
-/// x: [batch, length, width] → the same shape; the streaming state is the last kernel − 1 inputs.
+/// x: [batch, length, width] → the same shape; the streaming state is the last kernel − 1 inputs. On CPU in float32 it runs on the
+/// kernel `martlet::short_convolution`.
 public final class ShortConvolution: Module {
   /// [width, kernel]; the last column weighs the current position.
   @Parameter public var weight: Tensor
@@ -72,7 +74,18 @@ public final class ShortConvolution: Module {
     weight = Initializer.uniform(1 / Double(kernel).squareRoot())([width, kernel], generator)
   }
 
-  public func callAsFunction(_ x: Tensor) -> Tensor {
+  /// offsets: where sequences begin and end that x [1, total, width] holds end to end, [sequences + 1] int64.
+  public func callAsFunction(_ x: Tensor, offsets: Tensor? = nil) -> Tensor {
+    guard x.device == .cpu, x.dtype == .float32, weight.dtype == .float32 else { return reference(x, offsets: offsets) }
+    return Operators.shortConvolution(.tensor(x), .tensor(weight), .bool(activated), .tensor(offsets))
+  }
+
+  /// The same by a general convolution, on every device and dtype.
+  public func reference(_ x: Tensor, offsets: Tensor? = nil) -> Tensor {
+    if let ends = offsets?.toArray(Int.self) {
+      return concatenated(
+        zip(ends, ends.dropFirst()).map { reference(x.narrowed(axis: 1, start: $0, length: $1 - $0)) }, axis: 1)
+    }
     let width = x.dim(-1)
     let channelsFirst = x.swappedAxes(1, 2).padded([kernel - 1, 0])  // [B, D, L + k − 1]
     let y = Operators.conv1d(

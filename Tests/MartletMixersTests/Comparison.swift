@@ -26,6 +26,17 @@ struct MixerCase: Sendable, CustomStringConvertible {
   /// Forms that go through a Fourier transform, where "nothing changes" holds to rounding only.
   var usesFourier: Bool { ["s4", "s4d"].contains(name) }
 
+  /// Options under which packed sequences are tried: the plain ones and those with parts of their own.
+  var packedOptions: [JSONObject] {
+    switch name {
+    case "deltanet": [[:], ["convolution": 0], ["gated": true, "output_gate": true, "negative_eigenvalues": true]]
+    case "gla", "retention", "scalar_gate", "linear": [[:], ["convolution": 0]].filter { $0.isEmpty || hasKey("convolution") }
+    default: [[:]]
+    }
+  }
+
+  private func hasKey(_ key: String) -> Bool { (try? MixerKind.named(name))?.keys.contains { $0.name == key } ?? false }
+
   /// Those whose state is a cache that grows with the context.
   var keepsEveryToken: Bool { name == "softmax" }
 

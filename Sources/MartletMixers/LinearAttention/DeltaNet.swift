@@ -7,7 +7,7 @@ import Foundation
 ///     y = RMSNorm(o) W_o
 ///
 /// which is one step of gradient descent at rate β on ½‖k S − v‖². The product of transitions I − β kᵀk has a WY form, so a chunk of
-/// tokens takes one triangular solve and matrix products (§3.2–3.3). With a decay e^{g_t} of the state per head it is Gated DeltaNet
+/// tokens takes one triangular solve and matrix products (§3.2–3.3), on the kernel `martlet::delta_rule` where it serves. With a decay e^{g_t} of the state per head it is Gated DeltaNet
 /// (Yang et al. 2024, arXiv 2412.06464). The state [B, H, dk, dv] does not grow.
 public final class DeltaNet: Module, RecurrentMixer {
   public struct Configuration: Sendable {
@@ -65,6 +65,9 @@ public final class DeltaNet: Module, RecurrentMixer {
   @Child(key: "value_convolution") public var valueConvolution: ShortConvolution?
 
   public var isCausal: Bool { configuration.isCausal }
+  public var mixesPackedSequences: Bool { true }
+  /// Added to the squared lengths by which queries and keys are divided.
+  private static let unitEpsilon = 1e-6
 
   public init(_ configuration: Configuration, generator: RandomGenerator) {
     let c = configuration
@@ -96,15 +99,21 @@ public final class DeltaNet: Module, RecurrentMixer {
   // MARK: Parallel form
 
   public func callAsFunction(_ x: Tensor, _ context: MixingContext) -> Tensor {
-    let (q, k, v) = (query(x), key(x), value(x))
-    return mix(
-      x, queryConvolution?(q) ?? q.silu(), keyConvolution?(k) ?? k.silu(), valueConvolution?(v) ?? v.silu(), mask: context.mask
-    ) { q, k, v, beta, g in
-      let forward = deltaRule(q, k, v, rate: beta, logDecay: g, chunk: configuration.chunk).output
+    func activated(_ x: Tensor, _ convolution: ShortConvolution?) -> Tensor {
+      convolution?(x, offsets: context.packing?.offsetTensor) ?? x.silu()
+    }
+    let (q, k) = (activated(query(x), queryConvolution), activated(key(x), keyConvolution))
+    return mix(x, q, k, activated(value(x), valueConvolution), mask: context.mask) { q, k, v, beta, g in
+      let forward = deltaRule(
+        q, k, v, rate: beta, logDecay: g, chunk: configuration.chunk, unitEpsilon: Self.unitEpsilon, packing: context.packing
+      ).output
       if isCausal { return forward }
       func turned(_ x: Tensor) -> Tensor { x.flipped(axis: 2) }
-      return forward
-        + turned(deltaRule(turned(q), turned(k), turned(v), rate: turned(beta), logDecay: g.map(turned), chunk: configuration.chunk).output)
+      let backward = deltaRule(
+        turned(q), turned(k), turned(v), rate: turned(beta), logDecay: g.map(turned), chunk: configuration.chunk,
+        unitEpsilon: Self.unitEpsilon, packing: context.packing?.reversed
+      ).output
+      return forward + turned(backward)
     }
   }
 
@@ -114,8 +123,6 @@ public final class DeltaNet: Module, RecurrentMixer {
     _ scan: (Tensor, Tensor, Tensor, Tensor, Tensor?) -> Tensor
   ) -> Tensor {
     let heads = configuration.heads
-    func unit(_ x: Tensor) -> Tensor { x * (x.square().sum(axis: -1, keepDims: true) + 1e-6).rsqrt() }
-    let (q, k) = (unit(splitHeads(q, heads)), unit(splitHeads(k, heads)))
     var beta = rate(x).sigmoid().swappedAxes(1, 2)  // [B, H, L]
     if configuration.allowNegativeEigenvalues { beta = beta * 2.0 }
     var g = decay.map { $0(x).logSigmoid().swappedAxes(1, 2) }
@@ -125,8 +132,8 @@ public final class DeltaNet: Module, RecurrentMixer {
       beta = beta * keep
       g = g.map { $0 * keep }
     }
-    var o = norm(scan(q, k, splitHeads(v, heads), beta, g))  // [B, H, L, dv]
-    o = mergeHeads(o)
+    let read = scan(splitHeads(q, heads), splitHeads(k, heads), splitHeads(v, heads), beta, g)  // [B, H, L, dv]
+    var o = norm(read.swappedAxes(1, 2)).reshaped(x.dim(0), x.dim(1), -1)
     if let outputGate { o = o * outputGate(x).silu() }
     return output(o)
   }
@@ -166,11 +173,21 @@ public final class DeltaNet: Module, RecurrentMixer {
       inputs[i] = convolution.advance(inputs[i], &state.convolutions[i])
     }
     var memory = state.memory
+    let isStep = x.dim(1) == 1
+    let fused = fusedKernelsServe(x) && !isGradientEnabled
     let y = mix(x, inputs[0], inputs[1], inputs[2]) { q, k, v, beta, g in
+      if isStep && fused {
+        func row(_ x: Tensor) -> Tensor { x.selected(axis: 2, 0) }
+        return stepKernel(
+          .tensor(row(q)), .tensor(row(k)), .tensor(row(v)), .tensor(row(beta)), .tensor(g.map(row)), .tensor(memory), .none,
+          .double(Self.unitEpsilon)
+        ).expandedDimension(2)
+      }
       let (o, end) =
-        x.dim(1) == 1
-        ? deltaRuleReference(q, k, v, rate: beta, logDecay: g, initialState: memory)
-        : deltaRule(q, k, v, rate: beta, logDecay: g, initialState: memory, chunk: configuration.chunk)
+        isStep
+        ? deltaRuleReference(q, k, v, rate: beta, logDecay: g, initialState: memory, unitEpsilon: Self.unitEpsilon)
+        : deltaRule(
+          q, k, v, rate: beta, logDecay: g, initialState: memory, chunk: configuration.chunk, unitEpsilon: Self.unitEpsilon)
       memory = end
       return o
     }
@@ -189,13 +206,16 @@ public final class DeltaNet: Module, RecurrentMixer {
   }
 }
 
-/// The delta rule S_t = e^{g_t} (I − β_t k_tᵀ k_t) S_{t−1} + β_t k_tᵀ v_t, o_t = scale · q_t S_t, by chunks in the WY form:
+private let kernel = Operator("martlet::delta_rule")
+private let stepKernel = Operator("martlet::delta_rule_step")
+
+/// x / √(|x|² + ε).
+private func unit(_ x: Tensor, _ epsilon: Double) -> Tensor { x * (x.square().sum(axis: -1, keepDims: true) + epsilon).rsqrt() }
+
+/// The delta rule S_t = e^{g_t} (I − β_t k_tᵀ k_t) S_{t−1} + β_t k_tᵀ v_t, o_t = scale · q_t S_t.
 ///
-///     A = I + tril(Diag(β) (K Kᵀ ⊙ D), −1),    [W U] = A⁻¹ Diag(β) [K e^b, V],    Δ = U − W S
-///     O = (Q e^b) S + tril(Q Kᵀ ⊙ D) Δ,        S ← e^{b_C} S + (K e^{b_C − b})ᵀ Δ
-///
-/// with b the running sum of g in the chunk and D_ij = e^{b_i − b_j}. W and U need no state, so they are made for all chunks at once;
-/// time O(L (C d + d²)), memory linear in L.
+/// On CPU in float32 it runs on the kernel `martlet::delta_rule`, elsewhere on
+/// ``deltaRuleChunked(_:_:_:rate:logDecay:initialState:scale:chunk:unitEpsilon:)``.
 ///
 /// - Parameters:
 ///   - query, key: [B, H, L, dk], keys of length one; value: [B, H, L, dv].
@@ -203,20 +223,54 @@ public final class DeltaNet: Module, RecurrentMixer {
 ///   - logDecay: g ≤ 0, [B, H, L]; `nil` for none.
 ///   - initialState: [B, H, dk, dv]; `nil` for zeros.
 ///   - scale: default dk^−½.
+///   - chunk: of the chunked form; the kernel's block is 16 tokens. The result doesn't depend on it.
+///   - unitEpsilon: when given, queries and keys are divided by √(|x|² + ε) first.
+///   - packing: the sequences that a batch of one holds end to end; states are then [sequences, H, dk, dv].
 /// - Returns: o [B, H, L, dv] and the last state.
 public func deltaRule(
   _ query: Tensor, _ key: Tensor, _ value: Tensor, rate: Tensor, logDecay: Tensor? = nil, initialState: Tensor? = nil,
-  scale: Double? = nil, chunk: Int = 64
+  scale: Double? = nil, chunk: Int = 64, unitEpsilon: Double? = nil, packing: SequencePacking? = nil
 ) -> (output: Tensor, state: Tensor) {
   // The solve loses too much in 16 bits, also where autocast would choose them for the products that lead to it.
   if isAutocastEnabled(query.device) || query.dtype == .bfloat16 || query.dtype == .float16 {
     let (o, s) = withAutocast(false, device: query.device) {
       deltaRule(
         query.to(.float32), key.to(.float32), value.to(.float32), rate: rate.to(.float32), logDecay: logDecay?.to(.float32),
-        initialState: initialState?.to(.float32), scale: scale, chunk: chunk)
+        initialState: initialState?.to(.float32), scale: scale, chunk: chunk, unitEpsilon: unitEpsilon, packing: packing)
     }
     return (o.to(value.dtype), s)
   }
+  guard fusedKernelsServe(query) else {
+    guard let packing else {
+      return deltaRuleChunked(
+        query, key, value, rate: rate, logDecay: logDecay, initialState: initialState, scale: scale, chunk: chunk,
+        unitEpsilon: unitEpsilon)
+    }
+    return packing.scanEach(initialState) { part, state in
+      deltaRuleChunked(
+        part(query), part(key), part(value), rate: part(rate), logDecay: logDecay.map(part), initialState: state, scale: scale,
+        chunk: chunk, unitEpsilon: unitEpsilon)
+    }
+  }
+  let results = kernel.many(
+    .tensor(query), .tensor(key), .tensor(value), .tensor(rate), .tensor(logDecay), .tensor(initialState),
+    scale.map { .double($0) } ?? .none, .int(chunk), unitEpsilon.map { .double($0) } ?? .none, .tensor(packing?.offsetTensor))
+  return (results[0] ?? .zeros([1]), results[1] ?? .zeros([1]))
+}
+
+/// The delta rule by chunks in the WY form, in plain operators:
+///
+///     A = I + tril(Diag(β) (K Kᵀ ⊙ D), −1),    [W U] = A⁻¹ Diag(β) [K e^b, V],    Δ = U − W S
+///     O = (Q e^b) S + tril(Q Kᵀ ⊙ D) Δ,        S ← e^{b_C} S + (K e^{b_C − b})ᵀ Δ
+///
+/// with b the running sum of g in the chunk and D_ij = e^{b_i − b_j}. W and U need no state, so they are made for all chunks at once;
+/// time O(L (C d + d²)), memory linear in L. Parameters as
+/// ``deltaRule(_:_:_:rate:logDecay:initialState:scale:chunk:unitEpsilon:packing:)``.
+public func deltaRuleChunked(
+  _ query: Tensor, _ key: Tensor, _ value: Tensor, rate: Tensor, logDecay: Tensor? = nil, initialState: Tensor? = nil,
+  scale: Double? = nil, chunk: Int = 64, unitEpsilon: Double? = nil
+) -> (output: Tensor, state: Tensor) {
+  let (query, key) = unitEpsilon.map { (unit(query, $0), unit(key, $0)) } ?? (query, key)
   let (batch, heads, length) = (key.dim(0), key.dim(1), key.dim(2))
   let size = min(chunk, max(length, 1))
   let count = (length + size - 1) / size
@@ -260,11 +314,13 @@ public func deltaRule(
   return (tail == 0 ? output : output.narrowed(axis: 2, start: 0, length: length), state)
 }
 
-/// The recurrence, token by token in plain operators: the oracle. Parameters as ``deltaRule(_:_:_:rate:logDecay:initialState:scale:chunk:)``.
+/// The recurrence, token by token in plain operators: the oracle. Parameters as
+/// ``deltaRule(_:_:_:rate:logDecay:initialState:scale:chunk:unitEpsilon:packing:)``.
 public func deltaRuleReference(
   _ query: Tensor, _ key: Tensor, _ value: Tensor, rate: Tensor, logDecay: Tensor? = nil, initialState: Tensor? = nil,
-  scale: Double? = nil
+  scale: Double? = nil, unitEpsilon: Double? = nil
 ) -> (output: Tensor, state: Tensor) {
+  let (query, key) = unitEpsilon.map { (unit(query, $0), unit(key, $0)) } ?? (query, key)
   let factor = scale ?? 1 / Double(query.dim(-1)).squareRoot()
   var state =
     initialState

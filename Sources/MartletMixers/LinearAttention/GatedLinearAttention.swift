@@ -78,6 +78,7 @@ public final class GatedLinearAttention: Module, RecurrentMixer {
   private let rotary: RotaryEmbedding?
 
   public var isCausal: Bool { configuration.isCausal }
+  public var mixesPackedSequences: Bool { true }
 
   public init(_ configuration: Configuration, generator: RandomGenerator) {
     let c = configuration
@@ -122,28 +123,35 @@ public final class GatedLinearAttention: Module, RecurrentMixer {
   public func callAsFunction(_ x: Tensor, _ context: MixingContext) -> Tensor {
     var (q, k, v) = (query(x), key(x), value(x))
     if let queryConvolution, let keyConvolution, let valueConvolution {
-      (q, k, v) = (queryConvolution(q), keyConvolution(k), valueConvolution(v))
+      let offsets = context.packing?.offsetTensor
+      (q, k, v) = (queryConvolution(q, offsets: offsets), keyConvolution(k, offsets: offsets), valueConvolution(v, offsets: offsets))
     }
-    return mix(x, q, k, v, positions: [context.offset], mask: context.mask) { q, k, v, g in
-      let forward = gatedLinearAttention(q, k, v, logGate: g, chunk: configuration.chunk).output
+    return mix(x, q, k, v, positions: [context.offset], mask: context.mask, packing: context.packing) { q, k, v, g in
+      let forward = gatedLinearAttention(q, k, v, logGate: g, chunk: configuration.chunk, packing: context.packing).output
       if isCausal { return forward }
       // The reversed scan sees position t again: its own term is counted in both directions, as in bidirectional RNNs.
       let turned = g.map { $0.rank > 1 ? $0.flipped(axis: 2) : $0 }
       return forward
         + gatedLinearAttention(
-          q.flipped(axis: 2), k.flipped(axis: 2), v.flipped(axis: 2), logGate: turned, chunk: configuration.chunk
+          q.flipped(axis: 2), k.flipped(axis: 2), v.flipped(axis: 2), logGate: turned, chunk: configuration.chunk,
+          packing: context.packing?.reversed
         ).output.flipped(axis: 2)
     }
   }
 
   /// Heads, gates, the scan that is given, then norm, output gate and projection. x: [B, L, D].
   private func mix(
-    _ x: Tensor, _ q: Tensor, _ k: Tensor, _ v: Tensor, positions: [Int], mask: Tensor?,
+    _ x: Tensor, _ q: Tensor, _ k: Tensor, _ v: Tensor, positions: [Int], mask: Tensor?, packing: SequencePacking? = nil,
     _ scan: (Tensor, Tensor, Tensor, Tensor?) -> Tensor
   ) -> Tensor {
     let heads = configuration.heads
     var (q, k, v) = (splitHeads(q, heads), splitHeads(k, heads), splitHeads(v, heads))
-    if let rotary { (q, k) = rotary(q, k, starts: positions) }
+    if let rotary {
+      let angles =
+        packing.map { rotary.angles(positions: $0.positions, dtype: q.dtype, device: q.device) }
+        ?? rotary.angles(starts: positions, length: q.dim(2), dtype: q.dtype, device: q.device)
+      (q, k) = (angles.turn(q), angles.turn(k))
+    }
     var gate = logGate(x)
     if let mask {
       // Padding writes nothing and forgets nothing.
@@ -152,8 +160,8 @@ public final class GatedLinearAttention: Module, RecurrentMixer {
       if let full = gate, full.rank == 4 { gate = full * keep }
       if let full = gate, full.rank == 3 { gate = full * keep.squeezed(-1) }
     }
-    var o = norm(scan(q, k, v, gate))  // [B, H, L, dv], normalised per head
-    o = mergeHeads(o)
+    // [B, L, H, dv], as the kernel's output lies in memory, normalised per head.
+    var o = norm(scan(q, k, v, gate).swappedAxes(1, 2)).reshaped(x.dim(0), x.dim(1), -1)
     if let outputGate { o = o * outputGate(x).silu() }
     return output(o)
   }
@@ -271,17 +279,25 @@ private let stepKernel = Operator("martlet::gated_linear_attention_step")
 ///   - logGate: ≤ 0, [B, H, L, dk], [B, H, L] or [H]; `nil` for none.
 ///   - initialState: [B, H, dk, dv]; `nil` for zeros.
 ///   - scale: default dk^−½.
+///   - packing: the sequences that a batch of one holds end to end; states are then [sequences, H, dk, dv].
 /// - Returns: o [B, H, L, dv] and the last state.
 public func gatedLinearAttention(
   _ query: Tensor, _ key: Tensor, _ value: Tensor, logGate: Tensor?, initialState: Tensor? = nil, scale: Double? = nil,
-  chunk: Int = 64
+  chunk: Int = 64, packing: SequencePacking? = nil
 ) -> (output: Tensor, state: Tensor) {
   guard fusedKernelsServe(query) else {
+    if let packing {
+      return packing.scanEach(initialState) { part, state in
+        gatedLinearAttentionChunked(
+          part(query), part(key), part(value), logGate: logGate.map { $0.rank > 1 ? part($0) : $0 }, initialState: state, scale: scale,
+          chunk: chunk)
+      }
+    }
     return gatedLinearAttentionChunked(query, key, value, logGate: logGate, initialState: initialState, scale: scale, chunk: chunk)
   }
   let results = kernel.many(
     .tensor(query), .tensor(key), .tensor(value), .tensor(logGate), .tensor(initialState), scale.map { .double($0) } ?? .none,
-    .int(chunk))
+    .int(chunk), .tensor(packing?.offsetTensor))
   return (results[0] ?? .zeros([1]), results[1] ?? .zeros([1]))
 }
 
