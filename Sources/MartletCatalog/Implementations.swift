@@ -7,6 +7,9 @@ extension Catalog {
       id: "softmax", kind: .softmax, source: "Vaswani et al. 2017, §3.2, equation 1; grouped queries: Ainslie et al. 2023"),
     "linear": MixerImplementation(id: "linear", kind: .linear, source: "Katharopoulos et al. 2020, §3.2–3.4, equations 4–20"),
     "gla": MixerImplementation(id: "gla", kind: .gla, source: "Yang et al. 2023, §4, equations 3–7", experiment: reproduceGLA),
+    "deltanet": MixerImplementation(
+      id: "deltanet", kind: .deltaNet, source: "Yang et al. 2024, §2.2, §3.1–3.3; decay: Gated DeltaNet, Yang et al. 2024 (2412.06464), §3",
+      experiment: reproduceDeltaNet),
     "s4": MixerImplementation(
       id: "s4", kind: .s4, source: "Gu et al. 2021, §2–3, theorems 1–3, algorithm 1; appendix C for kernel and recurrence",
       experiment: reproduceS4),

@@ -14,13 +14,16 @@ struct CompareCommand: ParsableCommand {
       Example: martlet compare --task 'listops?small' --mixers softmax,linear,gla,s4 --pretrain masked --budget 60s --out runs/listops
 
       `martlet describe tasks` lists the tasks and their options. Mixers: \(MixerKind.all.map(\.name).joined(separator: ", ")); \
-      options follow a question mark: s4d?state=32&initialization=legs.
+      options follow a question mark: s4d?state=32&initialization=legs. An arm may be a hybrid, a pattern that repeats over the \
+      layers: deltanet+window alternates, deltanet*2+softmax has two layers of the first to one of the second.
       """)
 
   @Option(help: "What to learn: listops, bytes:FILE, image:DIR, text:FILE, recall, copying, …", completion: .default)
   var task: String
 
-  @Option(help: "Mixers to compare, separated by commas.", completion: .list(MixerKind.all.map(\.name)))
+  @Option(
+    help: "Mixers to compare, or patterns of them as deltanet*2+softmax, separated by commas.", completion: .list(MixerKind.all.map(\.name))
+  )
   var mixers: String = "softmax,linear,gla,s4"
 
   @Option(help: "Self-pretraining objective for a second round of arms: none, masked or causal.")
@@ -78,7 +81,7 @@ struct CompareCommand: ParsableCommand {
     if threads > 0 { Engine.threads = threads }
     Interruption.watch()
     let options = ComparisonOptions(
-      task: task, mixers: try mixers.split(separator: ",").map { try MixerChoice(parsing: String($0)) }, pretraining: pretrain,
+      task: task, mixers: try mixers.split(separator: ",").map { try MixerPattern(parsing: String($0)) }, pretraining: pretrain,
       pretrainingFraction: pretrainFraction, budget: try TrainingBudget(parsing: budget), parameters: try Quantity.count(params),
       lengths: lengths == "none" ? [] : try Quantity.lengths(lengths), seeds: seeds, batchSize: batchSize,
       learningRate: learningRate, layers: layers, heads: heads, feedForward: feedForward, dropout: dropout,

@@ -13,7 +13,7 @@ struct TrainCommand: ParsableCommand {
       after an interruption: the result is the same to the bit when the budget is in steps or tokens.
 
       Example: martlet train --task bytes:book.txt --mixer gla --set width=256 --set layers=6 --budget 10m --out models/book
-      A hybrid: --mixer gla --mixer 'window?window=128'
+      A hybrid: --mixer 'gla+window?window=128', or --mixer 'deltanet*2+softmax' for two layers of the first to one of the second.
 
       Recipe keys: \(Self.recipeKeys)
       """)
@@ -30,7 +30,9 @@ struct TrainCommand: ParsableCommand {
   @Option(help: "What to learn, as for compare.")
   var task: String?
 
-  @Option(help: "Mixer of the layers; several make a repeating pattern.", completion: .list(MixerKind.all.map(\.name)))
+  @Option(
+    help: "Mixer of the layers, or a repeating pattern as deltanet*2+softmax; given several times, one after the other.",
+    completion: .list(MixerKind.all.map(\.name)))
   var mixer: [String] = []
 
   @Option(name: .customLong("set"), help: "A recipe key, e.g. --set learningRate=0.001.")
@@ -64,7 +66,7 @@ struct TrainCommand: ParsableCommand {
     let model = try TaskModel(
       configuration, objective: task.objective, pooling: recipe.pooling, generator: RandomGenerator(seed: seed))
     let display = ProgressDisplay()
-    display.note("\(model.parameterCount) parameters, \(recipe.mixers.map(\.text).joined(separator: " + ")), \(task.summary)")
+    display.note("\(model.parameterCount) parameters, \(MixerPattern(recipe.mixers).text), \(task.summary)")
 
     func train(_ problem: any TrainingProblem, _ budget: TrainingBudget, _ phase: String) throws -> TrainingOutcome {
       let trainer = Trainer(

@@ -300,6 +300,18 @@ extension TaskKind {
           resetRate: given.real("resets", 0.1), counts: given.counts(20000, 500), seed: given.seed())
       }),
     TaskKind(
+      name: "latest_binding", argument: .none, summary: "Keys bound again and again: the value a recurring key was last bound to.",
+      options: [
+        Option("pairs", "32", "pairs of a key and a value"), Option("keys", "8", "different keys"),
+        Option("values", "16", "different values"),
+      ] + Option.generated("20000", "500"),
+      example: "latest_binding?pairs=64",
+      make: { given in
+        try LatestBindingTask(
+          pairs: given.integer("pairs", 32), keys: given.integer("keys", 8), values: given.integer("values", 16),
+          counts: given.counts(20000, 500), seed: given.seed())
+      }),
+    TaskKind(
       name: "frequency", argument: .none, summary: "Which frequency a sine in noise has.",
       options: [
         Option("length", "512", "samples"), Option("classes", "8", "frequencies"),

@@ -86,6 +86,7 @@ public final class ShortConvolution: Module {
       return concatenated(
         zip(ends, ends.dropFirst()).map { reference(x.narrowed(axis: 1, start: $0, length: $1 - $0)) }, axis: 1)
     }
+    if x.dim(1) == 0 { return x }
     let width = x.dim(-1)
     let channelsFirst = x.swappedAxes(1, 2).padded([kernel - 1, 0])  // [B, D, L + k − 1]
     let y = Operators.conv1d(

@@ -10,7 +10,7 @@ private let counts = SplitCounts(train: 64, validation: 16, test: 16)
     [
       try AssociativeRecallTask(counts: counts, seed: seed), try SelectiveCopyingTask(length: 64, counts: counts, seed: seed),
       try DictionaryResetTask(counts: counts, seed: seed), try NoisyFrequencyTask(length: 32, counts: counts, seed: seed),
-      try DigitsTask(SyntheticDigits(seed: seed), counts: counts),
+      try DigitsTask(SyntheticDigits(seed: seed), counts: counts), try LatestBindingTask(counts: counts, seed: seed),
     ]
   }
 
@@ -121,6 +121,30 @@ private let counts = SplitCounts(train: 64, validation: 16, test: 16)
     #expect(abs(rate - 0.1) < 0.012, "reset rate \(rate)")
   }
 
+  @Test func latestBindingTargetsAreTheValuesBeforeTheNewOnes() throws {
+    let task = try LatestBindingTask(counts: SplitCounts(train: 300, validation: 1, test: 1), seed: 2)
+    var (drawnKeys, drawnValues, questions) = (Set<Int64>(), Set<Int64>(), 0)
+    for index in 0..<300 {
+      let (inputs, targets) = task.example(.train, index)
+      #expect(inputs.count == 64 && targets.count == 64)
+      var memory: [Int64: Int64] = [:]
+      for pair in 0..<32 {
+        let (key, value) = (inputs[2 * pair], inputs[2 * pair + 1])
+        #expect((0..<8).contains(key) && (8..<24).contains(value))
+        #expect(targets[2 * pair] == memory[key] ?? -100 && targets[2 * pair + 1] == -100)
+        #expect(memory[key] != value, "a key gets a new value each time")
+        questions += memory[key] == nil ? 0 : 1
+        memory[key] = value
+        drawnKeys.insert(key)
+        drawnValues.insert(value)
+      }
+    }
+    #expect(drawnKeys.count == 8 && drawnValues.count == 16)
+    // A key is drawn for the first time some 8 (1 − (7/8)^32) times in 32 pairs.
+    let expected = 32 - 8 * (1 - pow(7.0 / 8, 32))
+    #expect(abs(Double(questions) / 300 - expected) < 0.2, "\(Double(questions) / 300) questions of \(expected)")
+  }
+
   @Test func theClassIsTheFrequencyWithTheMostPower() throws {
     let task = try NoisyFrequencyTask(counts: counts, seed: 6)
     var right = 0
@@ -169,6 +193,8 @@ private let counts = SplitCounts(train: 64, validation: 16, test: 16)
     #expect(throws: DataError.self) { try AssociativeRecallTask(vocabulary: 16, pairs: 8) }
     #expect(throws: DataError.self) { try SelectiveCopyingTask(length: 31, items: 16) }
     #expect(throws: DataError.self) { try DictionaryResetTask(resetRate: 1) }
+    #expect(throws: DataError.self) { try LatestBindingTask(pairs: 8) }
+    #expect(throws: DataError.self) { try LatestBindingTask(values: 1) }
     #expect(throws: DataError.self) { try NoisyFrequencyTask(classes: 154) }
     #expect(throws: DataError.self) { try NoisyFrequencyTask(counts: SplitCounts(train: 0, validation: 1, test: 1)) }
   }

@@ -260,4 +260,31 @@ import Testing
     #expect(states[0].allSatisfy { $0.value.isEqual(to: states[1][$0.key]!) })
     #expect(!states[0].allSatisfy { $0.value.isEqual(to: states[2][$0.key]!) })
   }
+
+  // MARK: Packed sequences
+
+  /// Sequences end to end = each alone, outputs and gradients, for mixers that heed the packing and those that run one by one.
+  @Test(arguments: MixerForm.all) func packedSequencesAreEachAlone(_ form: MixerForm) throws {
+    let packing = SequencePacking(lengths: [9, 1, 14])
+    for positions in [PositionKind.none, .sinusoidal] {
+      let backbone = try SequenceBackbone(configuration([form.mixer], causal: form.causal, positions: positions), generator: generator())
+      backbone.eval()
+      let ids = tokens(1, 24)
+      let parameters = backbone.parameters().map(\.tensor)
+      let seed = Tensor.randomNormal([1, 24, 16], generator: generator(3))
+      let together = backbone(ids, packing: packing)
+      let alone = packing.forEachSequence(ids) { backbone($0) }
+      let error = relativeDifference(together, alone)
+      #expect(error <= 1e-5, "\(form), positions \(positions): \(error), allowed 1e-5")
+      let (found, expected) = (gradient(of: together, with: parameters, seed: seed), gradient(of: alone, with: parameters, seed: seed))
+      for (parameter, (a, b)) in zip(backbone.parameters(), zip(found, expected)) {
+        guard let b else {
+          #expect(a == nil, "\(form): \(parameter.name) takes part in packed sequences only")
+          continue
+        }
+        let error = relativeDifference(try #require(a), b)
+        #expect(error <= 3e-5, "\(form), positions \(positions), gradient of \(parameter.name): \(error), allowed 3e-5")
+      }
+    }
+  }
 }

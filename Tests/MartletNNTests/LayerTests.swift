@@ -146,6 +146,28 @@ import Testing
     #expect(relativeDifference(withAutocast { crossEntropy(linear(x), targets) }, crossEntropy(linear(x), targets)) < 0.01)
   }
 
+  /// The kernel in float32 and the general convolution in float64, of a batch and of sequences end to end.
+  @Test(arguments: [1, 4, 9]) func theKernelOfShortConvolutionsIsTheConvolution(kernel: Int) throws {
+    for (batch, length, ends) in [(2, 300, nil), (1, 300, [0, 2, 2, 259, 300])] as [(Int, Int, [Int]?)] {
+      for activated in [true, false] {
+        let layer = ShortConvolution(19, kernel: kernel, activated: activated, generator: Self.generator())
+        let exact = ShortConvolution(19, kernel: kernel, activated: activated, generator: Self.generator())
+        exact.to(.float64)
+        let x = normal([batch, length, 19], seed: 7).to(.float32).tracked()
+        let double = x.detached().to(.float64).tracked()
+        let seed = normal([batch, length, 19], seed: 8)
+        let offsets = ends.map { Tensor($0) }
+        let (y, expected) = (layer(x, offsets: offsets), exact.reference(double, offsets: offsets))
+        let found = [y] + gradient(of: y, with: [x, layer.weight], seed: seed.to(.float32)).map { $0! }
+        let wanted = [expected] + gradient(of: expected, with: [double, exact.weight], seed: seed.to(.float64)).map { $0! }
+        for (i, (a, b)) in zip(found, wanted).enumerated() {
+          let error = relativeDifference(a.to(.float64), b)
+          #expect(error <= 2e-6, "kernel \(kernel), packed \(ends != nil), result \(i): \(error), allowed 2e-6")
+        }
+      }
+    }
+  }
+
   @Test(arguments: [1, 4]) func shortConvolutionsRunPositionByPosition(kernel: Int) {
     for activated in [true, false] {
       let layer = ShortConvolution(6, kernel: kernel, activated: activated, generator: Self.generator())

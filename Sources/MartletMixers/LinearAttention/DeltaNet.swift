@@ -272,7 +272,9 @@ public func deltaRuleChunked(
 ) -> (output: Tensor, state: Tensor) {
   let (query, key) = unitEpsilon.map { (unit(query, $0), unit(key, $0)) } ?? (query, key)
   let (batch, heads, length) = (key.dim(0), key.dim(1), key.dim(2))
-  let size = min(chunk, max(length, 1))
+  var state = initialState ?? Tensor.zeros([batch, heads, key.dim(3), value.dim(3)], dtype: key.dtype, device: key.device)
+  if length == 0 { return (Tensor.zeros(like: value), state) }
+  let size = min(chunk, length)
   let count = (length + size - 1) / size
   let tail = count * size - length
   // Whole chunks: what is added writes nothing (β = 0) and forgets nothing (g = 0).
@@ -301,7 +303,6 @@ public func deltaRuleChunked(
   let dk = key.dim(3)
   let (w, u) = (solved[.ellipsis, ..<dk], solved[.ellipsis, dk...])
   let attention = scores.lowerTriangle()
-  var state = initialState ?? Tensor.zeros([batch, heads, dk, value.dim(3)], dtype: key.dtype, device: key.device)
   var outputs: [Tensor] = []
   for i in 0..<count {
     func part(_ x: Tensor) -> Tensor { x.selected(axis: 2, i) }
@@ -310,7 +311,7 @@ public func deltaRuleChunked(
     let kept = b.map { state * $0[.ellipsis, size - 1].selected(axis: 2, i).exp().reshaped(batch, heads, 1, 1) } ?? state
     state = kept + part(decayed).T.matmul(change)
   }
-  let output = outputs.isEmpty ? Tensor.zeros(like: value) : concatenated(outputs, axis: 2)
+  let output = concatenated(outputs, axis: 2)
   return (tail == 0 ? output : output.narrowed(axis: 2, start: 0, length: length), state)
 }
 

@@ -342,6 +342,7 @@ public func gatedLinearAttentionChunked(
   var state =
     initialState
     ?? Tensor.zeros([key.dim(0), key.dim(1), key.dim(3), value.dim(3)], dtype: key.dtype, device: key.device)
+  if length == 0 { return (Tensor.zeros(like: value), state) }
   var outputs: [Tensor] = []
   for start in stride(from: 0, to: length, by: chunk) {
     let size = min(chunk, length - start)

@@ -10,7 +10,8 @@ public struct ComparisonOptions: Codable, Sendable, Equatable {
 
   /// As `TaskSpecification` reads it.
   public var task: String
-  public var mixers: [MixerChoice]
+  /// One for each arm: a mixer for all layers, or a pattern that repeats over them.
+  public var mixers: [MixerPattern]
   public var pretraining: Pretraining
   /// Part of the budget that self-pretraining takes; the total is the same for every arm.
   public var pretrainingFraction: Double
@@ -32,7 +33,7 @@ public struct ComparisonOptions: Codable, Sendable, Equatable {
   public var testExamples: Int
 
   public init(
-    task: String, mixers: [MixerChoice], pretraining: Pretraining = .none, pretrainingFraction: Double = 0.5,
+    task: String, mixers: [MixerPattern], pretraining: Pretraining = .none, pretrainingFraction: Double = 0.5,
     budget: TrainingBudget = .seconds(60), parameters: Int = 300_000, lengths: [Int] = [256, 1024, 4096, 16384], seeds: Int = 3,
     batchSize: Int = 32, learningRate: Double = 2e-3, weightDecay: Double = 0.01, layers: Int = 4, heads: Int = 4,
     feedForward: FeedForwardKind = .mlp, dropout: Double = 0, pooling: Pooling = .mean, evaluationExamples: Int = 256,
@@ -63,6 +64,11 @@ public struct ComparisonOptions: Codable, Sendable, Equatable {
     func check(_ condition: Bool, _ message: String) throws { if !condition { throw ConfigurationError(message) } }
     try check(!mixers.isEmpty, "name at least one mixer: --mixers softmax,gla")
     try check(Set(mixers.map(\.text)).count == mixers.count, "a mixer is named twice")
+    for pattern in mixers {
+      try check(
+        pattern.mixers.count <= layers,
+        "the pattern \(pattern.text) spells out \(pattern.mixers.count) layers, the models have \(layers): its last mixers would have none")
+    }
     try check(
       pretrainingFraction > 0 && pretrainingFraction < 1, "the pretraining fraction must be between 0 and 1, got \(pretrainingFraction)")
     try check(parameters >= 1000, "parameters must be at least 1000, got \(parameters)")
@@ -101,13 +107,13 @@ public final class Comparison {
 
   /// One model to train.
   struct Arm: Equatable {
-    var mixer: MixerChoice
+    var mixer: MixerPattern
     var pretrained: Bool
     var seed: Int
 
     var name: String { "\(mixer.text) \(pretrained ? "pretrained" : "from scratch"), seed \(seed)" }
     var folder: String {
-      let safe = String(mixer.text.map { $0.isLetter || $0.isNumber || $0 == "_" || $0 == "." || $0 == "-" ? $0 : "-" })
+      let safe = String(mixer.text.map { $0.isLetter || $0.isNumber || "_.-+".contains($0) ? $0 : "-" })
       return "arms/\(safe)-\(pretrained ? "pretrained" : "scratch")-\(seed)"
     }
   }
@@ -171,10 +177,10 @@ public final class Comparison {
     }
   }
 
-  private func configuration(_ mixer: MixerChoice) throws -> (configuration: BackboneConfiguration, count: Int) {
+  private func configuration(_ mixer: MixerPattern) throws -> (configuration: BackboneConfiguration, count: Int) {
     try ParameterMatching.match(
       BackboneConfiguration(
-        input: TaskModel.input(of: task), width: 2 * options.heads, layers: options.layers, heads: options.heads, mixers: [mixer],
+        input: TaskModel.input(of: task), width: 2 * options.heads, layers: options.layers, heads: options.heads, mixers: mixer.mixers,
         feedForward: options.feedForward, isCausal: isCausal, positions: .sinusoidal, dropout: options.dropout,
         embeddingDeviation: 1, length: task.length),
       objective: task.objective, target: options.parameters)
@@ -187,7 +193,7 @@ public final class Comparison {
     if options.pretraining != .none && !pretrains {
       onEvent(.warning("next-byte prediction is its own pretraining: every arm is trained once, from scratch"))
     }
-    if case .masked = objective(for: options.mixers[0]), isCausal, pretrains {
+    if case .masked = pretrainingObjective, isCausal, pretrains {
       onEvent(.warning("the task needs causal models; masked positions are restored from what precedes them"))
     }
     var sizes: [String: (configuration: BackboneConfiguration, count: Int)] = [:]
@@ -249,16 +255,15 @@ public final class Comparison {
     }
   }
 
-  private func objective(for mixer: MixerChoice) -> DenoisingObjective {
+  private var pretrainingObjective: DenoisingObjective {
     options.pretraining == .causal
       ? .causal : .masked(ratio: SelfPretraining.defaultRatio(for: TaskModel.input(of: task)))
   }
 
   private func trainerConfiguration(_ arm: Arm, _ budget: TrainingBudget, phase: String) throws -> TrainerConfiguration {
-    var slow: [String] = []
-    for suffix in try arm.mixer.kind.slowParameters { slow.append(suffix) }
     return TrainerConfiguration(
-      optimizer: .init(.adamw(.init()), learningRate: options.learningRate), weightDecay: options.weightDecay, slowParameters: slow,
+      optimizer: .init(.adamw(.init()), learningRate: options.learningRate), weightDecay: options.weightDecay,
+      slowParameters: try arm.mixer.slowParameters,
       budget: budget, metric: MetricName.loss, directory: directory.appendingPathComponent(arm.folder + "/" + phase))
   }
 
@@ -275,7 +280,7 @@ public final class Comparison {
     do {
       if arm.pretrained {
         let pretraining = try SelfPretraining(
-          size.configuration, objective: objective(for: arm.mixer), generator: RandomGenerator(seed: seed))
+          size.configuration, objective: pretrainingObjective, generator: RandomGenerator(seed: seed))
         let outcome = try train(
           PretrainingProblem(task, pretraining, batchSize: options.batchSize, seed: seed), arm, pretrainingBudget, "pretraining")
         try pretraining.transfer(to: model)

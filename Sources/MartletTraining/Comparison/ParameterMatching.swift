@@ -57,7 +57,7 @@ public enum ParameterMatching {
     }
     guard var found = best, abs(Double(found.count - target)) <= tolerance * Double(target) else {
       throw ConfigurationError(
-        "no width of a \(configuration.mixers.map(\.text).joined(separator: "+")) model with \(configuration.layers) layers and \(configuration.heads) heads comes within 2 % of \(target) parameters (nearest: \(best?.count ?? 0)); ask for more parameters or fewer layers"
+        "no width of a \(MixerPattern(configuration.mixers).text) model with \(configuration.layers) layers and \(configuration.heads) heads comes within 2 % of \(target) parameters (nearest: \(best?.count ?? 0)); ask for more parameters or fewer layers"
       )
     }
     found.configuration.length = configuration.length

@@ -4,7 +4,7 @@ import Foundation
 /// that suggests the nearest.
 public struct TrainingRecipe: Codable, Sendable, Equatable {
   public var task: String
-  /// Mixers of the layers in turn: one, or a pattern that repeats.
+  /// Mixers of the layers in turn: one, or a pattern that repeats. A recipe may write them as ``MixerPattern`` reads them.
   public var mixers: [MixerChoice]
   public var width: Int
   public var layers: Int
@@ -88,7 +88,7 @@ public struct TrainingRecipe: Codable, Sendable, Equatable {
       }
       if key == "mixers" || key == "mixer" {
         let texts = value.stringValue.map { [$0] } ?? value.arrayValue?.compactMap(\.stringValue) ?? []
-        let choices = try texts.map { try MixerChoice(parsing: $0) }
+        let choices = try texts.flatMap { try MixerPattern(parsing: $0).mixers }
         merged["mixers"] = try JSONValue.parse(String(decoding: try encoder.encode(choices), as: UTF8.self))
       } else if key == "budget", let steps = value.intValue {
         merged[key] = .string("\(steps)steps")
@@ -148,12 +148,12 @@ public struct TrainingRecipe: Codable, Sendable, Equatable {
   public func trainerConfiguration(budget: TrainingBudget, directory: URL, metric: String, higherIsBetter: Bool) throws
     -> TrainerConfiguration
   {
-    let slow = try Set(mixers.flatMap { try $0.kind.slowParameters }).sorted()
     guard accumulation > 0, batchSize > 0, evaluations > 0 else {
       throw ConfigurationError("batchSize, accumulation and evaluations must be positive")
     }
     return TrainerConfiguration(
-      optimizer: try makeOptimizer(), weightDecay: weightDecay, slowParameters: slow, schedule: try makeSchedule(), budget: budget,
+      optimizer: try makeOptimizer(), weightDecay: weightDecay, slowParameters: try MixerPattern(mixers).slowParameters,
+      schedule: try makeSchedule(), budget: budget,
       accumulation: accumulation, clipping: clipping, averageDecay: averageDecay, autocast: autocast, evaluations: evaluations,
       patience: patience, metric: metric, higherIsBetter: higherIsBetter, checkpointInterval: checkpointInterval, directory: directory)
   }

@@ -6,7 +6,7 @@ import Testing
 @Suite struct ComparisonTests {
   private func options(_ mixers: [String] = ["softmax", "s4d?state=8"]) throws -> ComparisonOptions {
     ComparisonOptions(
-      task: "listops?small&examples=64&heldout=32", mixers: try mixers.map { try MixerChoice(parsing: $0) }, pretraining: .masked,
+      task: "listops?small&examples=64&heldout=32", mixers: try mixers.map { try MixerPattern(parsing: $0) }, pretraining: .masked,
       budget: .steps(4), parameters: 12_000, lengths: [16, 32], seeds: 1, batchSize: 8, layers: 2, heads: 2, evaluationExamples: 16,
       testExamples: 32)
   }
@@ -24,6 +24,28 @@ import Testing
       #expect(built == count)
       let error = abs(Double(count - target)) / Double(target)
       #expect(error <= 0.02, "\(mixer): \(count) parameters for \(target), \(error * 100) % off")
+    }
+  }
+
+  /// A hybrid is one arm under its text, matched in size, and goes on where it stopped.
+  @Test func aPatternIsAnArm() throws {
+    try withFolder { folder in
+      var options = try options(["deltanet*2+softmax", "gla"])
+      options.pretraining = .none
+      options.lengths = []
+      // Too few layers for the pattern.
+      let error = #expect(throws: ConfigurationError.self) { try options.validate() }
+      #expect(error?.message.contains("deltanet*2+softmax") == true)
+      options.layers = 4
+      let comparison = try Comparison(options, directory: folder, command: "martlet compare …")
+      let results = try comparison.run()
+      #expect(results.arms.map(\.mixer) == ["deltanet*2+softmax", "gla"])
+      for arm in results.arms { #expect(abs(Double(arm.parameters) / 12_000 - 1) <= 0.02, "\(arm.mixer): \(arm.parameters)") }
+      // The second start reads what is finished.
+      let again = try Comparison(options, directory: folder, command: "martlet compare …").run()
+      #expect(again.arms.map { $0.metrics[MetricName.trainSeconds] } == results.arms.map { $0.metrics[MetricName.trainSeconds] })
+      let report = try String(contentsOf: folder.appendingPathComponent("report.html"), encoding: .utf8)
+      #expect(report.contains("deltanet*2+softmax"))
     }
   }
 
