@@ -46,6 +46,18 @@ def recurrence(q, k, v, g, state, scale):
     return output, state
 
 
+def packed_recurrence(q, k, v, g, state, scale, offsets):
+    """The recurrence of several sequences that q, k, v hold end to end, each from its own state."""
+    outputs, states = [], []
+    for i, (a, b) in enumerate(zip(offsets, offsets[1:])):
+        gate = g if g is None or g.dim() == 1 else g[:, :, a:b]
+        start = None if state is None else state[i : i + 1]
+        o, s = recurrence(q[:, :, a:b], k[:, :, a:b], v[:, :, a:b], gate, start, scale)
+        outputs.append(o)
+        states.append(s)
+    return torch.cat(outputs, 2), torch.cat(states)
+
+
 def normalised(q, k, v, causal, eps, mask):
     weights = q @ k.transpose(-1, -2)
     if causal:
@@ -70,7 +82,7 @@ def tensor(shape, layout, generator, positive=False, dtype=torch.float32):
 
 def check_gated(name, batch, heads, length, dk, dv, gate, rate=0.1, layout="heads inside", with_state=True, dtype=torch.float32,
                 expanded_gradient=False, closed=(), tolerance=TOLERANCE, scale=None, chunk=64,
-                state_in_loss=True, threads=1, constant=None):
+                state_in_loss=True, threads=1, constant=None, offsets=None):
     generator = torch.Generator().manual_seed(hash((batch, heads, length, dk, dv)) % 1000)
     q, k = (tensor((batch, heads, length, dk), layout, generator, dtype=dtype) for _ in range(2))
     v = tensor((batch, heads, length, dv), layout, generator, dtype=dtype)
@@ -86,13 +98,15 @@ def check_gated(name, batch, heads, length, dk, dv, gate, rate=0.1, layout="head
         for t in closed:
             g[:, :, t] = -float("inf")
         g.requires_grad_()
-    s = torch.randn(batch, heads, dk, dv, generator=generator).requires_grad_() if with_state else None
+    count = batch if offsets is None else len(offsets) - 1
+    packing = None if offsets is None else torch.tensor(offsets)
+    s = torch.randn(count, heads, dk, dv, generator=generator).requires_grad_() if with_state else None
     inputs = {"q": q, "k": k, "v": v, "g": g, "s": s}
     doubles = {n: None if x is None else x.detach().double().requires_grad_() for n, x in inputs.items()}
     factor = dk**-0.5 if scale is None else scale
-    ro, rlast = recurrence(*doubles.values(), factor)
+    ro, rlast = recurrence(*doubles.values(), factor) if offsets is None else packed_recurrence(*doubles.values(), factor, offsets)
     torch.set_num_threads(threads)
-    o, last = torch.ops.martlet.gated_linear_attention(q, k, v, g, s, scale, chunk)
+    o, last = torch.ops.martlet.gated_linear_attention(q, k, v, g, s, scale, chunk, packing)
     if expanded_gradient:
         do = torch.randn(1, 1, 1, 1, generator=generator).expand(o.shape)
     else:
@@ -101,7 +115,7 @@ def check_gated(name, batch, heads, length, dk, dv, gate, rate=0.1, layout="head
     assert o.transpose(1, 2).is_contiguous() and last.dtype == torch.float32
     errors = {"o": error(o.detach(), ro.detach()), "S": error(last.detach(), rlast.detach())}
     with torch.no_grad():
-        plain, plain_last = torch.ops.martlet.gated_linear_attention(q, k, v, g, s, scale, chunk)
+        plain, plain_last = torch.ops.martlet.gated_linear_attention(q, k, v, g, s, scale, chunk, packing)
     assert torch.equal(plain, o) and torch.equal(plain_last, last)
     ((o.double() * do).sum() + (last * dlast).sum() * state_in_loss).backward()
     torch.set_num_threads(1)
@@ -164,6 +178,8 @@ def check_refusals():
         "state of another shape": lambda: f(x, x, x, None, x),
         "float64": lambda: f(x.double(), x.double(), x.double()),
         "chunk 0": lambda: f(x, x, x, chunk=0),
+        "offsets that end early": lambda: f(x, x, x, offsets=torch.tensor([0, 4])),
+        "packed batches": lambda: f(*[x.expand(2, -1, -1, -1)] * 3, offsets=torch.tensor([0, 5])),
         "mask of another shape": lambda: torch.ops.martlet.normalized_linear_attention(x, x, x, True, 1e-6, torch.ones(5, dtype=torch.bool)),
     }.items():
         try:
@@ -190,6 +206,8 @@ def main():
         check_gated(f"gate {gate}, contiguous, no state, scale 1, width 1", 1, 2, 40, 1, 1, gate, layout="plain", with_state=False, scale=1.0)
         check_gated(f"gate {gate}, slice, expanded gradient", 2, 2, 70, 8, 16, gate, layout="slice of a wider tensor", expanded_gradient=True)
         check_gated(f"gate {gate}, one head in segments, length 4400", 1, 1, 4400, 16, 16, gate, rate=0.05, threads=3)
+        check_gated(f"gate {gate}, packed", 1, 3, 700, 20, 33, gate, offsets=[0, 17, 17, 400, 432, 700])
+        check_gated(f"gate {gate}, packed, no state, three threads", 1, 2, 350, 16, 16, gate, offsets=[0, 1, 201, 350], with_state=False, threads=3)
         check_gated(f"gate {gate}, bfloat16", 1, 2, 100, 16, 32, gate, dtype=torch.bfloat16, tolerance=1e-2)
         check_gated(f"gate {gate}, float16", 1, 2, 100, 16, 32, gate, dtype=torch.float16, tolerance=2e-3)
     for rate in (1.0, 4.0, 20.0, 80.0):

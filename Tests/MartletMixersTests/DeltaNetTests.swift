@@ -13,7 +13,7 @@ import Testing
   }
 
   /// The kernel in float32 and the recurrence in float64: outputs, last state and the gradients of everything.
-  @Test(arguments: [0, 1, 16, 37, 150], [false, true]) func theKernelIsTheRecurrence(length: Int, gated: Bool) throws {
+  @Test(arguments: [1, 16, 37, 150], [false, true]) func theKernelIsTheRecurrence(length: Int, gated: Bool) throws {
     for isUnit in [false, true] {
       for start in [false, true] {
         let epsilon = isUnit ? 1e-6 : nil
