@@ -137,7 +137,7 @@ func withFolder<Result>(_ body: (URL) throws -> Result) throws -> Result {
     let recipe = try TrainingRecipe(["task": "listops", "mixers": ["gla", "window?window=32"], "width": 64, "budget": 200])
     #expect(recipe.mixers == [MixerChoice("gla"), try MixerChoice(parsing: "window?window=32")])
     #expect(recipe.budget == "200steps")
-    let hybrid = try TrainingRecipe(["mixer": "deltanet*2+window?window=32"])
+    let hybrid = try TrainingRecipe(["mixers": "deltanet*2+window?window=32"])
     #expect(hybrid.mixers.map(\.text) == ["deltanet", "deltanet", "window?window=32"])
     let bad = #expect(throws: ConfigurationError.self) { try TrainingRecipe(["mixers": ["gla+windou"]]) }
     #expect(bad?.message.contains("windou") == true)
