@@ -214,7 +214,8 @@ import Testing
   // MARK: Packed sequences
 
   /// Sequences end to end = each alone, outputs and gradients, in the fused and the reference form.
-  @Test(arguments: MixerCase.all, [false, true]) func packedSequencesDontSeeEachOther(_ mixerCase: MixerCase, _ referenceOnly: Bool) throws {
+  @Test(arguments: MixerCase.all, [false, true]) func packedSequencesDontSeeEachOther(_ mixerCase: MixerCase, _ referenceOnly: Bool) throws
+  {
     let packing = SequencePacking(lengths: [37, 1, 0, 16, 50])
     let total = packing.offsets.last!
     for options in mixerCase.packedOptions {
