@@ -377,6 +377,11 @@ class Arena {
     used_ += roundedUp(floats);
     return piece;
   }
+  /// Hands out the same memory again.
+  Arena& rewound() {
+    used_ = 0;
+    return *this;
+  }
 };
 
 }  // namespace martlet::scan

@@ -1,6 +1,7 @@
 private enum Operators {
   static let conv1d = Operator("aten::conv1d")
   static let conv2d = Operator("aten::conv2d")
+  static let shortConvolution = Operator("martlet::short_convolution")
 }
 
 /// Cross-correlation along one axis. x: [batch, inChannels, length]; weight [outChannels, inChannels/groups, kernel].
@@ -72,14 +73,7 @@ public final class ShortConvolution: Module {
     weight = Initializer.uniform(1 / Double(kernel).squareRoot())([width, kernel], generator)
   }
 
-  public func callAsFunction(_ x: Tensor) -> Tensor {
-    let width = x.dim(-1)
-    let channelsFirst = x.swappedAxes(1, 2).padded([kernel - 1, 0])  // [B, D, L + k − 1]
-    let y = Operators.conv1d(
-      .tensor(channelsFirst), .tensor(weight.expandedDimension(1)), .none, .ints([1]), .ints([0]), .ints([1]), .int(width)
-    ).swappedAxes(1, 2)
-    return activated ? y.silu() : y
-  }
+  public func callAsFunction(_ x: Tensor) -> Tensor { causalConvolution(x, weight: weight, activated: activated) }
 
   /// [batch, kernel − 1, width] of zeros.
   public func initialState(batch: Int) -> Tensor {
@@ -96,8 +90,26 @@ public final class ShortConvolution: Module {
 
   /// Several positions from a state. x: [batch, length, width].
   public func advance(_ x: Tensor, _ state: inout Tensor) -> Tensor {
+    let y = causalConvolution(x, weight: weight, past: state, activated: activated)
     let window = concatenated([state, x], axis: 1)
     state = window.narrowed(axis: 1, start: window.dim(1) - kernel + 1, length: kernel - 1)
-    return self(window).narrowed(axis: 1, start: kernel - 1, length: x.dim(1))
+    return y
   }
+}
+
+/// y_t = Σ_k w_k x_{t−K+1+k} + b for every channel alone, with SiLU when `activated`.
+///
+/// - Parameters:
+///   - x: [batch, length, width]; weight: [width, K], whose last column weighs the current position; bias: [width].
+///   - past: the K − 1 positions before the first, [batch, K − 1, width]; `nil` for zeros.
+public func causalConvolution(_ x: Tensor, weight: Tensor, bias: Tensor? = nil, past: Tensor? = nil, activated: Bool = true) -> Tensor {
+  let (width, kernel) = (weight.dim(0), weight.dim(1))
+  if x.device == .cpu, kernel <= 16, [x, weight, bias, past].allSatisfy({ $0 == nil || $0?.dtype == .float32 }) {
+    return Operators.shortConvolution(.tensor(x), .tensor(weight), .tensor(bias), .tensor(past), .bool(activated))
+  }
+  let channelsFirst = past.map { concatenated([$0, x], axis: 1).swappedAxes(1, 2) } ?? x.swappedAxes(1, 2).padded([kernel - 1, 0])
+  let y = Operators.conv1d(
+    .tensor(channelsFirst), .tensor(weight.expandedDimension(1)), .tensor(bias), .ints([1]), .ints([0]), .ints([1]), .int(width)
+  ).swappedAxes(1, 2)
+  return activated ? y.silu() : y
 }
