@@ -17,8 +17,9 @@ import Testing
     let tensors = try file.tensors()
     let inputs = tensors.filter { !$0.key.hasPrefix("expected.") }
     let allowed = dtype == "float64" ? 1e-7 : 1e-5
+    let configuration = try JSONValue.parse(#require(file.metadata["configuration"]))
     for mode in try #require(file.metadata["modes"]).split(separator: ",").map(String.init) {
-      var object = try #require(JSONValue.parse(#require(file.metadata["configuration"])).objectValue)
+      var object = try #require(configuration.objectValue)
       object["mode"] = .string(mode)
       object["dtype"] = .string(dtype)
       let found = try Catalog.implementation("lmuformer").probe(configuration: .object(object), tensors: inputs)

@@ -55,7 +55,7 @@ struct LMUFormerExperiment {
   }
 
   /// Shares of right classes in the test split after the patches asked for (counted from 1) and at the end.
-  private func accuracy(_ task: DigitsTask, after patches: Int, _ logits: (Tensor) -> Tensor) throws -> (early: Double, full: Double) {
+  private func evaluate(_ task: DigitsTask, after patches: Int, _ logits: (Tensor) -> Tensor) throws -> (early: Double, full: Double) {
     try withoutGradient {
       var (early, full, index) = (0, 0, 0)
       while let batch = try task.evaluationBatch(.test, index: index, size: 250) {
@@ -87,12 +87,12 @@ struct LMUFormerExperiment {
           let means = logits(Self.patches(batch.inputs))
           return crossEntropy(means.selected(axis: 1, means.dim(1) - 1), batch.targets)
         }
-        let accuracy = try accuracy(task, after: 12, logits)
-        full[name, default: []].append(accuracy.full)
-        early[name, default: []].append(accuracy.early)
+        let shares = try evaluate(task, after: 12, logits)
+        full[name, default: []].append(shares.full)
+        early[name, default: []].append(shares.early)
         parameters[name] = model.parameterCount
         progress(
-          "seed \(seed), \(name): accuracy \(decimals(accuracy.full)), after 12 of 16 patches \(decimals(accuracy.early)), "
+          "seed \(seed), \(name): accuracy \(decimals(shares.full)), after 12 of 16 patches \(decimals(shares.early)), "
             + "\(decimals(seconds(since: start), 0)) s")
       }
     }

@@ -88,9 +88,8 @@ public final class SelectiveStateSpace: Module, RecurrentMixer {
 
   private func run(_ x: Tensor, _ state: State?) -> (output: Tensor, state: State) {
     let c = configuration
-    let both = input(x)  // [B, L, 2I]
-    let inner = both.narrowed(axis: -1, start: 0, length: c.inner)
-    let gate = both.narrowed(axis: -1, start: c.inner, length: c.inner)
+    let halves = input(x).chunked(2, axis: -1)  // [B, L, I] each, views of [B, L, 2I]
+    let (inner, gate) = (halves[0], halves[1])
     let u = causalConvolution(inner, weight: convolution.weight.squeezed(1), bias: convolution.bias, past: state?.inputs)
     let parts = selection(u).split(sizes: [c.stepRank, c.state, c.state], axis: -1)
     // The kernel adds the bias where it takes the softplus.
