@@ -406,6 +406,11 @@ class Arena {
     used_ += roundedUp(floats);
     return piece;
   }
+  /// Hands out the same memory again.
+  Arena& rewound() {
+    used_ = 0;
+    return *this;
+  }
 };
 
 /// The sequences that are scanned: the rows of a batch or, packed, runs of tokens of its only row (`offsets` [sequences + 1]).

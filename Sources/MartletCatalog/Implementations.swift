@@ -14,6 +14,11 @@ extension Catalog {
       id: "s4", kind: .s4, source: "Gu et al. 2021, §2–3, theorems 1–3, algorithm 1; appendix C for kernel and recurrence",
       experiment: reproduceS4),
     "spt": SelfPretrainingImplementation(),
+    "lmuformer": LMUFormerImplementation(),
+    "lmu": MixerImplementation(
+      id: "lmu", kind: .lmu,
+      source: "Chilkuri & Eliasmith 2021, §2–3, equations 5–8 and 18–26; the window: Voelker et al. 2019, equations 1–2"),
+    "mamba": MixerImplementation(id: "mamba", kind: .mamba, source: "Gu & Dao 2023, §3, algorithm 2 and figure 3"),
     "s4d": MixerImplementation(id: "s4d", kind: .s4d, source: "Gu et al. 2022, §3–4, equations 2–4 for the kernel"),
   ]
 }

@@ -76,23 +76,7 @@ public final class ShortConvolution: Module {
 
   /// offsets: where sequences begin and end that x [1, total, width] holds end to end, [sequences + 1] int64.
   public func callAsFunction(_ x: Tensor, offsets: Tensor? = nil) -> Tensor {
-    guard x.device == .cpu, x.dtype == .float32, weight.dtype == .float32 else { return reference(x, offsets: offsets) }
-    return Operators.shortConvolution(.tensor(x), .tensor(weight), .bool(activated), .tensor(offsets))
-  }
-
-  /// The same by a general convolution, on every device and dtype.
-  public func reference(_ x: Tensor, offsets: Tensor? = nil) -> Tensor {
-    if let ends = offsets?.toArray(Int.self) {
-      return concatenated(
-        zip(ends, ends.dropFirst()).map { reference(x.narrowed(axis: 1, start: $0, length: $1 - $0)) }, axis: 1)
-    }
-    if x.dim(1) == 0 { return x }
-    let width = x.dim(-1)
-    let channelsFirst = x.swappedAxes(1, 2).padded([kernel - 1, 0])  // [B, D, L + k − 1]
-    let y = Operators.conv1d(
-      .tensor(channelsFirst), .tensor(weight.expandedDimension(1)), .none, .ints([1]), .ints([0]), .ints([1]), .int(width)
-    ).swappedAxes(1, 2)
-    return activated ? y.silu() : y
+    causalConvolution(x, weight: weight, activated: activated, offsets: offsets)
   }
 
   /// [batch, kernel − 1, width] of zeros.
@@ -110,8 +94,43 @@ public final class ShortConvolution: Module {
 
   /// Several positions from a state. x: [batch, length, width].
   public func advance(_ x: Tensor, _ state: inout Tensor) -> Tensor {
+    let y = causalConvolution(x, weight: weight, past: state, activated: activated)
     let window = concatenated([state, x], axis: 1)
     state = window.narrowed(axis: 1, start: window.dim(1) - kernel + 1, length: kernel - 1)
-    return self(window).narrowed(axis: 1, start: kernel - 1, length: x.dim(1))
+    return y
   }
+}
+
+/// y_t = Σ_k w_k x_{t−K+1+k} + b for every channel alone, with SiLU when `activated`.
+///
+/// - Parameters:
+///   - x: [batch, length, width]; weight: [width, K], whose last column weighs the current position; bias: [width].
+///   - past: the K − 1 positions before the first, [batch, K − 1, width]; `nil` for zeros.
+///   - offsets: where sequences begin and end that x [1, total, width] holds end to end, [sequences + 1] int64; without `past`.
+public func causalConvolution(
+  _ x: Tensor, weight: Tensor, bias: Tensor? = nil, past: Tensor? = nil, activated: Bool = true, offsets: Tensor? = nil
+) -> Tensor {
+  let fits = x.device == .cpu && weight.dim(1) <= 16 && [x, weight, bias, past].allSatisfy { $0 == nil || $0?.dtype == .float32 }
+  guard fits else { return causalConvolutionReference(x, weight: weight, bias: bias, past: past, activated: activated, offsets: offsets) }
+  return Operators.shortConvolution(.tensor(x), .tensor(weight), .tensor(bias), .tensor(past), .bool(activated), .tensor(offsets))
+}
+
+/// The same by a general convolution, on every device and dtype: the oracle.
+public func causalConvolutionReference(
+  _ x: Tensor, weight: Tensor, bias: Tensor? = nil, past: Tensor? = nil, activated: Bool = true, offsets: Tensor? = nil
+) -> Tensor {
+  if let ends = offsets?.toArray(Int.self) {
+    return concatenated(
+      zip(ends, ends.dropFirst()).map { start, end in
+        causalConvolutionReference(
+          x.narrowed(axis: 1, start: start, length: end - start), weight: weight, bias: bias, activated: activated)
+      }, axis: 1)
+  }
+  if x.dim(1) == 0 { return x }
+  let (width, kernel) = (weight.dim(0), weight.dim(1))
+  let channelsFirst = past.map { concatenated([$0, x], axis: 1).swappedAxes(1, 2) } ?? x.swappedAxes(1, 2).padded([kernel - 1, 0])
+  let y = Operators.conv1d(
+    .tensor(channelsFirst), .tensor(weight.expandedDimension(1)), .tensor(bias), .ints([1]), .ints([0]), .ints([1]), .int(width)
+  ).swappedAxes(1, 2)
+  return activated ? y.silu() : y
 }

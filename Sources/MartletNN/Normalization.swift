@@ -75,6 +75,15 @@ public final class BatchNorm: Module, NormalizationLayer {
       .double(momentum), .double(epsilon), .bool(false)
     ).reshaped(x.shape)
   }
+
+  /// The same where some positions are padding: while training they take no part in the statistics, and come out as zeros.
+  /// mask: bool, the shape of x without its last axis, true at real positions.
+  public func callAsFunction(_ x: Tensor, mask: Tensor?) -> Tensor {
+    guard isTraining, let mask else { return self(x) }
+    let rows = x.reshaped(-1, x.dim(-1))
+    let real = mask.reshaped(-1).nonzero().squeezed(-1)
+    return Tensor.zeros(like: rows).indexAdd(real, self(rows.take(real)), axis: 0).reshaped(x.shape)
+  }
 }
 
 /// Normalises groups of channels of each sample over its positions (Wu & He 2018). x: [batch, channels, ...].

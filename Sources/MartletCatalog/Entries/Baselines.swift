@@ -25,5 +25,21 @@ extension MethodEntry {
         A diagonal state space initialised close to S4's matrix performs like S4 on images, audio and medical series and \
         reaches 85% on average on the Long Range Arena.
         """),
+    MethodEntry(
+      id: "lmu",
+      title: "Parallelizing Legendre Memory Unit Training",
+      year: 2021, arxiv: "2102.11417", family: .stateSpace, kind: .mixer, sheet: .baselines,
+      claim: """
+        The linear part of a Legendre memory unit can be run over a whole sequence at once, which trains up to 200 times faster \
+        and exceeds LSTMs and Transformers of far more parameters on several tasks.
+        """),
+    MethodEntry(
+      id: "mamba",
+      title: "Mamba: Linear-Time Sequence Modeling with Selective State Spaces",
+      year: 2023, arxiv: "2312.00752", family: .stateSpace, kind: .mixer, sheet: .baselines,
+      claim: """
+        State spaces whose parameters depend on the token match Transformers of twice the size in language modelling, at five \
+        times their generation throughput and linear cost up to a million tokens.
+        """),
   ]
 }

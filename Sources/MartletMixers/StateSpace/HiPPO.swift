@@ -12,6 +12,24 @@ public enum HiPPO {
     return (Tensor(a, [n, n]), Tensor((0..<n).map { Double(2 * $0 + 1).squareRoot() }))
   }
 
+  /// The Legendre system of a sliding window (LegT; Voelker et al. 2019, eqs. 1–2): its state holds the shifted Legendre coefficients of
+  /// the last `window` time units, u(t − τ) ≈ Σ_i P_i(2τ/θ − 1) m_i.
+  ///
+  /// - Returns: A [n, n] and B [n] in float64 with R_i = (2i + 1)/θ: A_ij = R_i · (−1 above the diagonal, else (−1)^{i−j+1}),
+  ///   B_i = R_i (−1)^i.
+  public static func legT(_ n: Int, window: Double) -> (A: Tensor, B: Tensor) {
+    let rates = (0..<n).map { Double(2 * $0 + 1) / window }
+    var a = [Double](repeating: 0, count: n * n)
+    for i in 0..<n {
+      for j in 0..<n {
+        let isNegative = i < j || (i - j) % 2 == 0
+        a[i * n + j] = isNegative ? -rates[i] : rates[i]
+      }
+    }
+    let b = rates.enumerated().map { $0.offset % 2 == 0 ? $0.element : -$0.element }
+    return (Tensor(a, [n, n]), Tensor(b))
+  }
+
   /// P [N] of the normal-plus-low-rank form: A + P Pᵀ = −½ I + skew; P_n = √(n + ½).
   public static func lowRank(_ n: Int) -> Tensor { Tensor((0..<n).map { (Double($0) + 0.5).squareRoot() }) }
 
@@ -46,4 +64,14 @@ public enum Discretization: String, Codable, Sendable, CaseIterable {
   case bilinear
   /// Ā = e^{ΔA}, B̄ = (e^{ΔA} − 1) A⁻¹ B: exact for inputs held between samples.
   case zoh
+}
+
+/// Ā = e^{ΔA} and B̄ = A⁻¹(Ā − I)B, exact for an input held between samples, through the exponential of the augmented matrix
+/// (ΔA ΔB; 0 0): A need not be invertible. A [n, n], B [n]; in float64, or LegT's signs cancel badly.
+public func zeroOrderHold(_ A: Tensor, _ B: Tensor, step: Double = 1) -> (A: Tensor, B: Tensor) {
+  let n = A.dim(0)
+  let upper = concatenated([A, B.expandedDimension(1)], axis: 1)
+  let augmented = concatenated([upper, Tensor.zeros([1, n + 1], dtype: A.dtype)])
+  let exponential = (augmented * step).matrixExponential()
+  return (exponential[..<n, ..<n].contiguous(), exponential[..<n, n].contiguous())
 }
