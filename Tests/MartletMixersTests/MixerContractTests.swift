@@ -205,7 +205,7 @@ import Testing
             continue
           }
           let error = relativeError(a, b)
-          let allowed = tolerance(mixerCase, name)
+          let allowed = tolerance(mixerCase, name, length)
           #expect(
             error <= allowed, "\(mixerCase) \(what), length \(length), mask \(mask != nil), \(name): \(error), allowed \(allowed)")
         }
@@ -214,9 +214,11 @@ import Testing
   }
 
   /// 1e-5, but for the bias of a scalar gate: a sum over all positions of the reverse running sum Σ q⊙dq − k⊙dk, both small beside
-  /// their terms, which the kernel rounds in float32 (as it documents).
-  private func tolerance(_ mixerCase: MixerCase, _ name: String) -> Double {
-    mixerCase.name == "scalar_gate" && name == "gate_out.bias" ? 3e-5 : 1e-5
+  /// their terms, which the kernel rounds in float32 (as it documents); and for what Atlas retains of its first memory at length 1: a
+  /// factor on nearly all of the output, which the norm takes away again, so that the gradient is a small rest in every form.
+  private func tolerance(_ mixerCase: MixerCase, _ name: String, _ length: Int) -> Double {
+    if mixerCase.name == "atlas" && length == 1 && name.hasPrefix("retention.") { return 1e-4 }
+    return mixerCase.name == "scalar_gate" && name == "gate_out.bias" ? 3e-5 : 1e-5
   }
 
   // MARK: Padding

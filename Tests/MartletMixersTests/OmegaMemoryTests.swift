@@ -148,9 +148,13 @@ import Testing
 
   // MARK: The kernel
 
-  @Test(arguments: [OmegaRule(), OmegaRule(inner: .momentum), OmegaRule(objective: .dotProduct), OmegaRule(inner: .momentum, objective: .dotProduct)])
+  @Test(arguments: [
+    OmegaRule(), OmegaRule(inner: .momentum), OmegaRule(objective: .dotProduct), OmegaRule(inner: .momentum, objective: .dotProduct),
+  ])
   func theKernelAndItsGradientsAreTheReference(_ rule: OmegaRule) {
-    for (chunk, window, length, features, dv) in [(1, 3, 12, 6, 5), (8, 4, 77, 21, 16), (8, 12, 40, 10, 33), (16, 4, 300, 5, 8), (3, 1, 10, 17, 1)] {
+    for (chunk, window, length, features, dv) in [
+      (1, 3, 12, 6, 5), (8, 4, 77, 21, 16), (8, 12, 40, 10, 33), (16, 4, 300, 5, 8), (3, 1, 10, 17, 1),
+    ] {
       var rule = rule
       rule.chunk = chunk
       func results(_ dtype: DType) -> [Tensor] {
@@ -265,7 +269,8 @@ import Testing
       func objective(_ weights: [Tensor]) -> Double {
         (0..<min(4, last + 1)).reduce(0.0) { sum, age in
           let i = last - age
-          let error = recall(x.k.narrowed(axis: 2, start: i, length: 1), from: weights, .matrix) - x.v.narrowed(axis: 2, start: i, length: 1)
+          let error =
+            recall(x.k.narrowed(axis: 2, start: i, length: 1), from: weights, .matrix) - x.v.narrowed(axis: 2, start: i, length: 1)
           return sum + (error.square().sum(axes: [-2, -1]) * x.gates.window[.ellipsis, last, age]).sum().item()
         }
       }
@@ -326,7 +331,8 @@ import Testing
 
   static let layers: [(String, JSONObject)] = [
     ("momentum", ["inner": "momentum", "chunk": 4, "window": 6]), ("muon", ["inner": "muon", "chunk": 4, "window": 3, "key_width": 3]),
-    ("mlp", ["memory": "mlp", "degree": 1, "chunk": 5]), ("gated mlp", ["memory": "gated_mlp", "inner": "momentum", "key_width": 3, "chunk": 3]),
+    ("mlp", ["memory": "mlp", "degree": 1, "chunk": 5]),
+    ("gated mlp", ["memory": "gated_mlp", "inner": "momentum", "key_width": 3, "chunk": 3]),
     ("exact", ["chunk": 1, "window": 2]), ("dot product", ["objective": "dot_product", "convolution": 0, "output_gate": false]),
     ("mag", ["hybrid": "mag", "attention_window": 5]), ("mal", ["hybrid": "mal", "attention_window": 5]),
   ]
@@ -440,7 +446,9 @@ import Testing
       ["chunk": 0], ["window": 0], ["degree": 0], ["degree": 9], ["key_width": 200, "degree": 3], ["rate": -1], ["memory": "tree"],
       ["hybrid": "mag", "attention_window": -1], ["expansion": 0],
     ] {
-      #expect(throws: ConfigurationError.self, "\(options)") { try MixerKind.atlas(site, options: options, generator: RandomGenerator(seed: 0)) }
+      #expect(throws: ConfigurationError.self, "\(options)") {
+        try MixerKind.atlas(site, options: options, generator: RandomGenerator(seed: 0))
+      }
     }
   }
 

@@ -22,7 +22,7 @@ class Atlas(torch.nn.Module):
         linear = lambda to, bias=False: torch.nn.Linear(width, to, bias=bias)
         self.query, self.key, self.value = linear(heads * key_width), linear(heads * key_width), linear(width)
         self.retention, self.rate, self.window_gate = linear(heads, True), linear(heads, True), linear(heads * window, True)
-        torch.nn.init.constant_(self.retention.bias, 6)
+        torch.nn.init.constant_(self.retention.bias, 3)
         self.coefficients = torch.nn.Parameter(torch.tensor([0.0, 0.0, -math.log(2)]))
         self.memory = torch.nn.Parameter(torch.zeros(heads, features, self.value_width))
         self.output_gate, self.output = linear(width), torch.nn.Linear(width, width, bias=False)
@@ -49,7 +49,7 @@ class Atlas(torch.nn.Module):
         q, k, v = (self.convolved(f(x), g) for f, g in zip((self.query, self.key, self.value), self.convolutions))
         q, k = self.lifted(q), self.lifted(k)
         n = length // b
-        log_alpha = F.logsigmoid(self.retention(x)).transpose(1, 2).view(batch, heads, n, b)
+        log_alpha = (F.logsigmoid(self.retention(x)) / 16).transpose(1, 2).view(batch, heads, n, b)
         eta = (torch.sigmoid(self.rate(x)) * (2 / (b * c))).transpose(1, 2).view(batch, heads, n, b)
         gamma = self.split(torch.sigmoid(self.window_gate(x))).view(batch, heads, n, b, c)
         # The band of window gates, oldest first: row t begins at column t.

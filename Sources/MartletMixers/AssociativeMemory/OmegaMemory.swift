@@ -10,8 +10,8 @@ import Foundation
 /// W is inner state, restarted for each sequence; everything else is trained through it. With a window of one, keys as they are and
 /// α = 1 it is the delta rule; with ``MemoryObjective/dotProduct`` it is deep linear attention (and, c > 1, its sliding-window form).
 ///
-/// The gates' producers are not published: here α = σ(x w + b), θ = σ(x w + b), γ = σ(x W + b) and η = η̂ σ(x w + b), with η̂ = 2/(b c)
-/// unless given. Features have length one (the a_i are divided by their sum), so under that η̂ the b c gradients that a chunk takes at
+/// The gates' producers are not published: here α = σ(x w + b)^{1/τ} as in gated linear attention, θ = σ(x w + b), γ = σ(x W + b) and
+/// η = η̂ σ(x w + b), with η̂ = 2/(b c) unless given. Features have length one (the a_i are divided by their sum), so under that η̂ the b c gradients that a chunk takes at
 /// one memory can't overshoot even if all its keys are the same: ‖I − Σ η γ φᵀφ‖ ≤ 1.
 ///
 /// The state [B, H, F, dv] (twice: before the chunk and now; with momentum three times) and the last c − 1 pairs don't grow. There is
@@ -33,14 +33,18 @@ public final class OmegaMemory: Module, RecurrentMixer {
     public var expansion: Int
     /// η̂; `nil` for 2/(b c), and 0.1 for Muon, whose steps have the length of the rate.
     public var rate: Double?
+    /// τ: log α is divided by it, so that retention starts near 1.
+    public var gateTemperature: Double
     /// Depthwise causal convolution of this size (with SiLU) on queries, keys and values; 0 for none.
     public var convolution: Int
     public var outputGate: Bool
     public var normEpsilon: Double
 
     public init(
-      width: Int, heads: Int = 4, keyWidth: Int? = nil, valueWidth: Int? = nil, degree: Int = 2, window: Int = 4, rule: OmegaRule = OmegaRule(),
-      expansion: Int = 4, rate: Double? = nil, convolution: Int = 4, outputGate: Bool = true, normEpsilon: Double = 1e-5
+      width: Int, heads: Int = 4, keyWidth: Int? = nil, valueWidth: Int? = nil, degree: Int = 2, window: Int = 4,
+      rule: OmegaRule = OmegaRule(),
+      expansion: Int = 4, rate: Double? = nil, gateTemperature: Double = 16, convolution: Int = 4, outputGate: Bool = true,
+      normEpsilon: Double = 1e-5
     ) {
       self.width = width
       self.heads = heads
@@ -52,6 +56,7 @@ public final class OmegaMemory: Module, RecurrentMixer {
       self.rule = rule
       self.expansion = expansion
       self.rate = rate
+      self.gateTemperature = gateTemperature
       self.convolution = convolution
       self.outputGate = outputGate
       self.normEpsilon = normEpsilon
@@ -107,8 +112,8 @@ public final class OmegaMemory: Module, RecurrentMixer {
     query = projection(c.width, c.heads * c.keyWidth)
     key = projection(c.width, c.heads * c.keyWidth)
     value = projection(c.width, c.heads * c.valueWidth)
-    // α begins at 0.9975: a memory of some 400 tokens.
-    retention = gate(c.heads, bias: 6)
+    // α begins at 0.997: a memory of some 300 tokens.
+    retention = gate(c.heads, bias: 3)
     rate = gate(c.heads, bias: 0)
     persistence = c.rule.inner == .gradient ? nil : gate(c.heads, bias: 0)
     window = gate(c.heads * c.window, bias: 0)
@@ -184,8 +189,10 @@ public final class OmegaMemory: Module, RecurrentMixer {
   /// α, η, θ and γ of x [B, L, D].
   func gates(_ x: Tensor) -> OmegaGates {
     func each(_ layer: any LinearLayer) -> Tensor { layer(x).sigmoid().swappedAxes(1, 2) }  // [B, H, L]
+    // By its logarithm: close to 1, σ's own slope σ(1 − σ) would lose what float32 has of 1 − σ.
+    let kept = (retention(x).logSigmoid() / configuration.gateTemperature).exp().swappedAxes(1, 2)
     return OmegaGates(
-      retention: each(retention), rate: each(rate) * configuration.largestRate, persistence: persistence.map(each),
+      retention: kept, rate: each(rate) * configuration.largestRate, persistence: persistence.map(each),
       window: splitHeads(window(x).sigmoid(), configuration.heads))
   }
 
@@ -315,6 +322,7 @@ extension MixerKind {
       ConfigurationKey("chunk", .integer, default: 8, "b: tokens whose gradients are taken at one memory; part of the function"),
       ConfigurationKey("expansion", .integer, default: 4, "hidden channels of MLP memories over their features"),
       ConfigurationKey("rate", .number, default: 0, "largest η; 0 for 2/(chunk · window), and 0.1 with muon"),
+      ConfigurationKey("gate_temperature", .number, default: 16, "τ: the logarithm of the retention is divided by it"),
       ConfigurationKey("convolution", .integer, default: 4, "size of a causal depthwise convolution on q, k, v; 0 for none"),
       ConfigurationKey("output_gate", .boolean, default: true, "SiLU gate on the output"),
       ConfigurationKey("norm_epsilon", .number, default: 1e-5, "of the norm on the output"),
@@ -333,15 +341,18 @@ extension MixerKind {
     let (keyWidth, rate) = (integer("key_width", 0), options["rate"]?.doubleValue ?? 0)
     let configuration = OmegaMemory.Configuration(
       width: site.width, heads: heads, keyWidth: keyWidth == 0 ? nil : keyWidth,
-      valueWidth: total(options, "value_ratio", 1, site, heads) / heads, degree: integer("degree", 2), window: integer("window", 4), rule: rule,
-      expansion: integer("expansion", 4), rate: rate == 0 ? nil : rate, convolution: integer("convolution", 4),
+      valueWidth: total(options, "value_ratio", 1, site, heads) / heads, degree: integer("degree", 2), window: integer("window", 4),
+      rule: rule,
+      expansion: integer("expansion", 4), rate: rate == 0 ? nil : rate,
+      gateTemperature: options["gate_temperature"]?.doubleValue ?? 16, convolution: integer("convolution", 4),
       outputGate: options["output_gate"]?.boolValue ?? true, normEpsilon: options["norm_epsilon"]?.doubleValue ?? 1e-5)
     guard
-      configuration.keyWidth > 0, configuration.degree > 0, configuration.window > 0, rule.chunk > 0, configuration.expansion > 0, rate >= 0,
-      configuration.convolution >= 0
+      configuration.keyWidth > 0, configuration.degree > 0, configuration.window > 0, rule.chunk > 0, configuration.expansion > 0,
+      rate >= 0,
+      configuration.gateTemperature > 0, configuration.convolution >= 0
     else {
       throw ConfigurationError(
-        "degree, window, chunk and expansion must be positive, key_width, rate and convolution not negative")
+        "degree, window, chunk, expansion and gate_temperature must be positive, key_width, rate and convolution not negative")
     }
     guard configuration.keyWidth <= 4096, configuration.degree <= 8, configuration.features <= 1 << 14 else {
       throw ConfigurationError(
