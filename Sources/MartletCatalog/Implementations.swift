@@ -13,6 +13,9 @@ extension Catalog {
     "s4": MixerImplementation(
       id: "s4", kind: .s4, source: "Gu et al. 2021, §2–3, theorems 1–3, algorithm 1; appendix C for kernel and recurrence",
       experiment: reproduceS4),
+    "atlas": MixerImplementation(
+      id: "atlas", kind: .atlas, source: "Behrouz et al. 2025: polynomial features, Omega rule, its form in chunks, Atlas with Muon",
+      experiment: reproduceAtlas),
     "spt": SelfPretrainingImplementation(),
     "lmuformer": LMUFormerImplementation(),
     "lmu": MixerImplementation(

@@ -70,6 +70,7 @@ public struct MixerKind: Sendable {
     .retention,
     .scalarGate,
     .deltaNet,
+    .atlas,
     .s4d,
     .s4,
     .lmu,
