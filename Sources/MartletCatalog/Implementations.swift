@@ -11,6 +11,7 @@ extension Catalog {
       id: "s4", kind: .s4, source: "Gu et al. 2021, §2–3, theorems 1–3, algorithm 1; appendix C for kernel and recurrence",
       experiment: reproduceS4),
     "spt": SelfPretrainingImplementation(),
+    "lolcats": LolcatsImplementation(),
     "s4d": MixerImplementation(id: "s4d", kind: .s4d, source: "Gu et al. 2022, §3–4, equations 2–4 for the kernel"),
   ]
 }
