@@ -22,6 +22,7 @@ extension Catalog {
       id: "lmu", kind: .lmu,
       source: "Chilkuri & Eliasmith 2021, §2–3, equations 5–8 and 18–26; the window: Voelker et al. 2019, equations 1–2"),
     "mamba": MixerImplementation(id: "mamba", kind: .mamba, source: "Gu & Dao 2023, §3, algorithm 2 and figure 3"),
+    "lolcats": LolcatsImplementation(),
     "s4d": MixerImplementation(id: "s4d", kind: .s4d, source: "Gu et al. 2022, §3–4, equations 2–4 for the kernel"),
   ]
 }

@@ -19,6 +19,7 @@ import MartletTraining
     subcommands: [
       MethodsCommand.self, DescribeCommand.self, ProbeCommand.self, ReproduceCommand.self, CompareCommand.self, TrainCommand.self,
       GenerateCommand.self, EmbedCommand.self, EvaluateCommand.self, TokenizeCommand.self, InspectCommand.self, ConvertCommand.self,
+      LinearizeCommand.self,
       RunsCommand.self, BenchCommand.self,
     ])
 

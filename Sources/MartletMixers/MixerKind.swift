@@ -75,6 +75,7 @@ public struct MixerKind: Sendable {
     .s4,
     .lmu,
     .mamba,
+    .lolcats,
   ]
 
   /// The mixer of a name. Throws `ConfigurationError`, which lists the names and suggests the nearest.
@@ -143,7 +144,7 @@ extension MixerKind {
     return chosen
   }
 
-  private static func softmaxConfiguration(_ site: MixerSite, _ options: JSONValue, window: Int?) throws -> SoftmaxAttention.Configuration {
+  static func softmaxConfiguration(_ site: MixerSite, _ options: JSONValue, window: Int?) throws -> SoftmaxAttention.Configuration {
     let headWidth = options["head_width"]?.intValue
     let given = options["heads"]?.intValue ?? 0
     let heads = headWidth == nil ? try heads(options, site) : given > 0 ? given : site.heads
@@ -176,7 +177,7 @@ extension MixerKind {
     return window
   }
 
-  private static let softmaxKeys: [ConfigurationKey] = [
+  static let softmaxKeys: [ConfigurationKey] = [
     headsKey, ConfigurationKey("kv_heads", .integer, default: 0, "key/value heads (grouped-query attention); 0 for as many as heads"),
     rotaryKey, ConfigurationKey("bias", .boolean, default: false, "biases in the projections"),
     ConfigurationKey("qk_norm", .boolean, default: false, "RMS-normalise queries and keys per head"),

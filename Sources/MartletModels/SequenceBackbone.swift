@@ -68,6 +68,14 @@ public final class SequenceBackbone: Module {
     return finalNorm?(x) ?? x
   }
 
+  /// What the first block reads, [batch, length, width], for running blocks group by group.
+  public func embedded(_ input: Tensor) -> Tensor { dropout(embed(input, starts: [0])) }
+
+  /// What the last block of a range gives for what its first one reads, [batch, length, width]: no position bias, no other sequence.
+  public func outputs(ofBlocks range: Range<Int>, _ x: Tensor) -> Tensor {
+    blocks[range].reduce(x) { x, block in block(x) { block.mixer($0, MixingContext()) } }
+  }
+
   /// starts: the first position of every sequence, one for all or one each.
   private func embed(_ input: Tensor, starts: [Int], tokenTypes types: Tensor? = nil, packing: SequencePacking? = nil) -> Tensor {
     let c = configuration

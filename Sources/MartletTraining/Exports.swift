@@ -1,3 +1,4 @@
+@_exported import MartletAdapters
 @_exported import MartletData
 @_exported import MartletModels
 @_exported import MartletOptimizers

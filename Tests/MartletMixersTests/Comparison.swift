@@ -54,12 +54,12 @@ struct MixerCase: Sendable, CustomStringConvertible {
     set("gate_temperature", 2)
     set("convolution", 3)
     set("chunk", 16)
-    if name == "window" { set("window", 4) }
     if name == "mamba" {
       // At its usual first steps of some hundredths A matters so little that finite differences see rounding only.
       set("dt_min", 0.5)
       set("dt_max", 2)
     }
+    if ["window", "lolcats"].contains(name) { set("window", 4) }
     let site = MixerSite(width: width, heads: 2, isCausal: isCausal, length: length)
     let generator = RandomGenerator(seed: seed)
     let mixer = try kind(site, options: .object(options), generator: generator)

@@ -8,7 +8,7 @@
 /// its oracle.
 ///
 /// The recurrent state is the key/value cache: it grows with the context, or with the window.
-public final class SoftmaxAttention: Module, RecurrentMixer {
+public final class SoftmaxAttention: Module, RecurrentMixer, ProjectedAttention {
   public struct Configuration: Sendable {
     public var width: Int
     public var heads: Int
@@ -71,7 +71,7 @@ public final class SoftmaxAttention: Module, RecurrentMixer {
   @Child public var output: any LinearLayer
   @Child(key: "query_norm") public var queryNorm: RMSNorm?
   @Child(key: "key_norm") public var keyNorm: RMSNorm?
-  private let rotary: RotaryEmbedding?
+  let rotary: RotaryEmbedding?
 
   public var isCausal: Bool { configuration.isCausal }
   public var mixesPackedSequences: Bool { true }
@@ -110,21 +110,6 @@ public final class SoftmaxAttention: Module, RecurrentMixer {
   }
 
   private var window: (Int, Int)? { configuration.window.map { ($0, $0) } }
-
-  /// Heads of queries [B, H, L, d], keys and values [B, Hk, L, d], turned to their positions.
-  private func project(_ x: Tensor, starts: [Int], packing: SequencePacking? = nil) -> (q: Tensor, k: Tensor, v: Tensor) {
-    var q = splitHeads(query(x), configuration.heads)
-    var k = splitHeads(key(x), configuration.keyValueHeads)
-    let v = splitHeads(value(x), configuration.keyValueHeads)
-    if let queryNorm, let keyNorm { (q, k) = (queryNorm(q), keyNorm(k)) }
-    if let rotary {
-      let angles =
-        packing.map { rotary.angles(positions: $0.positions, dtype: q.dtype, device: q.device) }
-        ?? rotary.angles(starts: starts, length: x.dim(1), dtype: q.dtype, device: q.device)
-      (q, k) = (angles.turn(q), angles.turn(k))
-    }
-    return (q, k, v)
-  }
 
   // MARK: Recurrent form
 

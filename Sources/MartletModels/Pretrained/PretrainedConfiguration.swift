@@ -52,7 +52,8 @@ public struct PretrainedConfiguration: Sendable {
     self.json = json
     (architecture, modelType) = try Architecture.of(reader)
     do {
-      blueprint = try architecture.describe(reader, contents)
+      let described = try architecture.describe(reader, contents)
+      blueprint = try LinearizedAttention(reader, layers: described.backbone.layers)?.applied(to: described) ?? described
       try blueprint.backbone.validate()
       for mixer in blueprint.backbone.mixers { _ = try mixer.kind.keys.completed(mixer.options) }
     } catch let error as ConfigurationError { throw FileError(file, error.message) }

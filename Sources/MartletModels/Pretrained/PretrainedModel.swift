@@ -123,6 +123,17 @@ public struct PretrainedModel {
     return PretrainedModel(configuration, model, layout)
   }
 
+  /// The same model, whose modules were changed as another `config.json` describes: what ``save(to:dtype:maximumShardBytes:)`` writes
+  /// then. Throws `FileError` where the configuration doesn't describe the model as it is.
+  public func described(by json: JSONObject) throws -> PretrainedModel {
+    let changed = try PretrainedConfiguration(
+      directory: configuration.directory, json: json, contents: CheckpointContents(names: Set(layout.rules.map(\.foreign))))
+    let shapes = Dictionary(uniqueKeysWithValues: (model.parameters() + model.buffers()).map { ($0.name, $0.tensor.shape) })
+    let layout = try Layout(
+      changed.blueprint, shapes: shapes, tensors: Set(layout.rules.map(\.foreign)), file: configuration.directory)
+    return PretrainedModel(changed, model, layout, unused: unusedTensors)
+  }
+
   private static func built(
     _ configuration: PretrainedConfiguration, _ generator: RandomGenerator, skipping: Bool
   ) throws -> Module {
