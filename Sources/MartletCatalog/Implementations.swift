@@ -11,6 +11,10 @@ extension Catalog {
       id: "s4", kind: .s4, source: "Gu et al. 2021, §2–3, theorems 1–3, algorithm 1; appendix C for kernel and recurrence",
       experiment: reproduceS4),
     "spt": SelfPretrainingImplementation(),
+    "selective-s4": MixerImplementation(
+      id: "selective-s4", kind: .selectiveS4,
+      source: "Wang et al. 2023, arXiv 2303.14526, §3.2: mask generator, Gumbel top-K, momentum S4; scores after Rao et al. 2021, §3.2",
+      experiment: reproduceSelectiveS4),
     "s4d": MixerImplementation(id: "s4d", kind: .s4d, source: "Gu et al. 2022, §3–4, equations 2–4 for the kernel"),
   ]
 }

@@ -7,6 +7,7 @@ private enum Kernels {
   static let convolution = Operator("martlet::fft_convolution")
   static let convolutionBidirectional = Operator("martlet::fft_convolution_bidirectional")
   static let step = Operator("martlet::diagonal_ssm_step")
+  static let lowRankScan = Operator("martlet::dplr_ssm_scan")
 }
 
 private func fusedComplex(_ x: Tensor, _ types: [DType] = [.complex64]) -> Bool {
@@ -84,4 +85,14 @@ func diagonalStep(_ input: Tensor, c: Tensor, b: Tensor, transition: Tensor, ski
   var y = (c * next).sum(axis: -1).realPart * 2.0
   if let skip { y = y + skip * input }
   return (y, next)
+}
+
+/// Diagonal-plus-rank-one systems run over input [B, L, D] from a state [B, D, N/2] complex, which they leave at the last token; returns
+/// 2 Re(C x) + skip·u, [B, L, D]. See ``DPLRKernel/StepTerms``.
+func lowRankScan(_ input: Tensor, _ terms: DPLRKernel.StepTerms, skip: Tensor, state: inout Tensor) -> Tensor {
+  if fusedComplex(state) && !isGradientEnabled {
+    return Kernels.lowRankScan(.tensor(input), .tensor(terms.packed), .tensor(terms.gain), .tensor(skip), .tensor(state))
+  }
+  let rows = (0..<input.dim(1)).map { DPLRKernel.step(input.selected(axis: 1, $0), &state, terms) }
+  return stacked(rows, axis: 1) + input * skip
 }

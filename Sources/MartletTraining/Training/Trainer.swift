@@ -162,6 +162,7 @@ public final class Trainer {
   public var shouldInterrupt: () -> Bool = { false }
 
   private var counters = Counters()
+  private let listeners: [any OptimizerStepListener]
 
   /// What a checkpoint keeps besides tensors.
   private struct Counters: Codable {
@@ -190,6 +191,7 @@ public final class Trainer {
       })
     optimizer = configuration.optimizer.make(groups)
     average = configuration.averageDecay.map { ExponentialMovingAverage(problem.model.trainableParameters(), decay: $0) }
+    listeners = problem.model.optimizerStepListeners()
   }
 
   /// Fraction of the budget used.
@@ -292,6 +294,7 @@ public final class Trainer {
     }
     optimizer.step()
     optimizer.zeroGradients()
+    for listener in listeners { listener.optimizerDidStep() }
     average?.update()
     return total
   }
