@@ -164,6 +164,27 @@ private let counts = SplitCounts(train: 64, validation: 16, test: 16)
     #expect(Set((0..<60).map { bare.image($0).counts }).count <= 16, "without variation only the templates are left")
   }
 
+  @Test func subsetsAreNestedAndLeaveTheTestWhole() throws {
+    let whole = try NoisyFrequencyTask(length: 16, counts: counts, seed: 6)
+    func examples(_ fraction: Double) throws -> Set<[Float]> {
+      let task = try TrainingSubset(whole, fraction: fraction, seed: 3)
+      #expect(task.count(.train) == Int((64 * fraction).rounded()) && task.count(.test) == 16)
+      #expect(try task.evaluationBatch(.test, index: 0, size: 16) == whole.evaluationBatch(.test, index: 0, size: 16))
+      // An epoch shows every example of the subset once.
+      let batch = try task.trainingBatch(step: 0, size: task.count(.train), seed: 1)
+      return Set((0..<task.count(.train)).map { batch.inputs[$0].toArray(Float.self) })
+    }
+    let all = try examples(1)
+    var larger = all
+    for fraction in [0.5, 0.25, 0.0625] {
+      let smaller = try examples(fraction)
+      #expect(smaller.count == Int(64 * fraction) && smaller.isSubset(of: larger), "the subset of \(fraction)")
+      larger = smaller
+    }
+    #expect(all.count == 64)
+    #expect(throws: DataError.self) { try TrainingSubset(whole, fraction: 0) }
+  }
+
   @Test func theEventsOfAVideoSayItsClass() throws {
     let task = try SyntheticVideoTask(counts: counts, seed: 4)
     var classes = Set<Int>()

@@ -155,7 +155,7 @@ import Testing
       }
     }
     for (name, tensor) in guide() {
-      let error = largestDifference(tensor.to(.float64), expected[name]!.to(.float64))
+      let error = relativeError(tensor, expected[name]!)
       #expect(error <= 1e-6, "\(name): off the formula by \(error), allowed 1e-6")
       #expect(!tensor.isEqual(to: layer()["s4" + name.dropFirst(5)]!) || tensor.dtype == .int64, "\(name) must lag behind")
     }

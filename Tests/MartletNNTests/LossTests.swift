@@ -68,7 +68,7 @@ import Testing
   }
 
   @Test func theContrastiveLossFollowsItsFormula() {
-    func unit(_ x: Tensor) -> Tensor { x / x.square().sum(axis: -1, keepDims: true).squareRoot() }
+    func unit(_ x: Tensor) -> Tensor { x / x.square().sum(axis: -1, keepDims: true).sqrt() }
     let (q, k, n) = (rows(1), rows(2), rows(3, 9))
     for temperature in [0.07, 1.0] {
       for negatives in [nil, n] {

@@ -7,8 +7,8 @@ import MartletNN
 ///     y = K * u + D⊙u,      out = GLU(W GELU(y))
 ///
 /// The kernel is diagonal (``DiagonalKernel``, S4D), diagonal plus rank one (``DPLRKernel``, S4), or that of a diagonal linear RNN
-/// (``DLRKernel``). A bidirectional layer has a
-/// second output matrix C whose kernel runs on the reversed sequence. The recurrent state is N/2 complex numbers a channel.
+/// (``DLRKernel``). A bidirectional layer has a second output matrix C whose kernel runs on the reversed sequence. The recurrent state
+/// is N/2 complex numbers a channel (N for the linear RNN).
 public final class S4: Module, RecurrentMixer {
   public enum Structure: String, Codable, Sendable, CaseIterable {
     case diagonal
@@ -113,8 +113,7 @@ public final class S4: Module, RecurrentMixer {
 
   /// GLU(W GELU(y)).
   private func mixChannels(_ y: Tensor) -> Tensor {
-    let halves = output(dropout(y.gelu())).chunked(2, axis: -1)
-    return halves[0] * halves[1].sigmoid()
+    glu(.tensor(output(dropout(y.gelu()))), .int(-1))
   }
 
   // MARK: Recurrent form
@@ -203,3 +202,6 @@ public final class S4: Module, RecurrentMixer {
     return length * output.multiplyAdds() + 2 * d * transform + d * configuration.state * (configuration.structure == .dlr ? 2 : 1) * length
   }
 }
+
+/// The first half of the channels times the sigmoid of the second.
+private let glu = Operator("aten::glu")

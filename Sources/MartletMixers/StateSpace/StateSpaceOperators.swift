@@ -22,12 +22,13 @@ public func vandermondeKernel(coefficient: Tensor, logTransition: Tensor, length
   return Kernels.vandermonde(.tensor(coefficient), .tensor(logTransition), .int(length))
 }
 
-/// The same with every power made explicitly, [D, N, length] in memory: the oracle.
+/// The same with every power made explicitly, [D, N, length] in memory: the oracle. On the CPU in float64: a phase of many turns would
+/// lose its digits.
 public func vandermondeKernelReference(coefficient: Tensor, logTransition: Tensor, length: Int) -> Tensor {
-  let real = logTransition.dtype.real
-  let steps = Tensor.arange(0, Double(length), dtype: real, device: logTransition.device)
-  let powers = (logTransition.expandedDimension(-1) * steps.to(logTransition.dtype)).exp()  // [D, N, L]
-  return (coefficient.expandedDimension(-1) * powers).sum(axis: -2).realPart * 2.0
+  let type: DType = logTransition.device == .cpu ? .complex128 : logTransition.dtype
+  let steps = Tensor.arange(0, Double(length), dtype: type.real, device: logTransition.device).to(type)
+  let powers = (logTransition.to(type).expandedDimension(-1) * steps).exp()  // [D, N, L]
+  return (coefficient.to(type).expandedDimension(-1) * powers).sum(axis: -2).realPart.to(coefficient.dtype.real) * 2.0
 }
 
 /// r_mj = Σ_n v_mn/(g_j − h_j p_n) + conj(v_mn)/(g_j − h_j conj(p_n)): numerators [M, D, N], poles [D, N], nodes [J] → [M, D, J].

@@ -109,7 +109,7 @@ CASES = {
 
 def main(folder):
     for seed, (name, (c, batch, length, lengths)) in enumerate(CASES.items()):
-        tensors = make(c, batch, length, lengths, 100 + seed)
+        tensors = make(c, batch, length, lengths, 101 + seed)
         metadata = {"id": "selective-s4", "configuration": json.dumps(c), "modes": ",".join(PARALLEL)}
         save_file(tensors, folder / f"mixer_selective-s4_{name}.safetensors", metadata=metadata)
         print(f"{name}: {sum(v.numel() * v.element_size() for v in tensors.values()) / 1000:.1f} kB")
