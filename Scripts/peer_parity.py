@@ -44,6 +44,8 @@ def errors(martlet, name, folder):
     save_file({n: t.detach().contiguous() for n, t in tensors.items()}, folder / "in.safetensors")
     id, options = PROBES.get(name, (name, {}))
     (folder / "c.json").write_text(json.dumps({"heads": HEADS, "length": LENGTH} | options))
+    if subprocess.run([martlet, "describe", id], capture_output=True).returncode:
+        return None
     subprocess.run([martlet, "probe", id, "--config", str(folder / "c.json"), "--in", str(folder / "in.safetensors"),
                     "--out", str(folder / "out.safetensors")], check=True, stdout=subprocess.DEVNULL)
     found = load_file(folder / "out.safetensors")
@@ -58,6 +60,9 @@ def main():
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             found = errors(sys.argv[1], name, pathlib.Path(folder))
+        if found is None:
+            print(f"{name:14} has no catalog entry that could be probed")
+            continue
         worst = max(found, key=found.get)
         bad = bad or not found[worst] <= 1e-4
         print(f"{name:14} y {found['y']:.1e}   worst {worst} {found[worst]:.1e}")
