@@ -23,6 +23,10 @@ extension Catalog {
       source: "Chilkuri & Eliasmith 2021, §2–3, equations 5–8 and 18–26; the window: Voelker et al. 2019, equations 1–2"),
     "mamba": MixerImplementation(id: "mamba", kind: .mamba, source: "Gu & Dao 2023, §3, algorithm 2 and figure 3"),
     "lolcats": LolcatsImplementation(),
+    "selective-s4": MixerImplementation(
+      id: "selective-s4", kind: .selectiveS4,
+      source: "Wang et al. 2023, arXiv 2303.14526, §3.2: mask generator, Gumbel top-K, momentum S4; scores after Rao et al. 2021, §3.2",
+      experiment: reproduceSelectiveS4),
     "s4d": MixerImplementation(id: "s4d", kind: .s4d, source: "Gu et al. 2022, §3–4, equations 2–4 for the kernel"),
   ]
 }

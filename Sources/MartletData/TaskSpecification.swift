@@ -333,5 +333,17 @@ extension TaskKind {
         }
         return try DigitsTask(directory: directory, counts: given.counts(200, 500), seed: given.seed())
       }),
+    TaskKind(
+      name: "video", argument: .none, summary: "The types of two short events among the noisy tokens of a video.",
+      options: [
+        Option("frames", "16", "frames of a video"), Option("places", "16", "tokens of a frame"),
+        Option("channels", "12", "numbers of a token"), Option("draws", "8", "draws of a token that an event overwrites"),
+      ] + Option.generated("20000", "500"),
+      example: "video?frames=32",
+      make: { given in
+        try SyntheticVideoTask(
+          frames: given.integer("frames", 16), places: given.integer("places", 16), channels: given.integer("channels", 12),
+          draws: given.integer("draws", 8), counts: given.counts(20000, 500), seed: given.seed())
+      }),
   ]
 }

@@ -65,6 +65,7 @@ public struct MixerKind: Sendable {
   public static let all: [MixerKind] = [
     .softmax,
     .window,
+    .block,
     .linear,
     .gla,
     .retention,
@@ -76,6 +77,8 @@ public struct MixerKind: Sendable {
     .lmu,
     .mamba,
     .lolcats,
+    .dlr,
+    .selectiveS4,
   ]
 
   /// The mixer of a name. Throws `ConfigurationError`, which lists the names and suggests the nearest.
@@ -281,41 +284,69 @@ extension MixerKind {
     return DeltaNet(configuration, generator: generator)
   }
 
-  private static let stateKeys: [ConfigurationKey] = [
+  static let stateKeys: [ConfigurationKey] = [
     ConfigurationKey("state", .integer, default: 64, "N, state size of each channel (even)"),
     ConfigurationKey("dt_min", .number, default: 0.001, "smallest step at the start"),
     ConfigurationKey("dt_max", .number, default: 0.1, "largest step at the start"),
+    ConfigurationKey("n_ssm", .integer, default: 0, "different (A, B), shared by the channels in turn; 0 for one a channel"),
+    ConfigurationKey("b_clip", .number, default: .null, "bounds |Im B| of LegS at the start; null for not (the authors' code: 2)"),
   ]
 
-  private static func stateConfiguration(_ site: MixerSite, _ options: JSONValue, _ structure: S4.Structure) throws -> S4.Configuration {
+  /// Of diagonal systems.
+  static let diagonalKeys: [ConfigurationKey] = [
+    ConfigurationKey(
+      "initialization", .string, default: "lin", "of the state matrix", choices: DiagonalKernel.Initialization.allCases.map(\.rawValue)),
+    ConfigurationKey("discretization", .string, default: "zoh", "of the system", choices: Discretization.allCases.map(\.rawValue)),
+  ]
+
+  /// The state space that the options ask for. Throws `ConfigurationError` for numbers that make none.
+  static func stateConfiguration(_ site: MixerSite, _ options: JSONValue, _ structure: S4.Structure) throws -> S4.Configuration {
     let state = options["state"]?.intValue ?? 64
     let (low, high) = (options["dt_min"]?.doubleValue ?? 1e-3, options["dt_max"]?.doubleValue ?? 1e-1)
+    let systems = options["n_ssm"]?.intValue ?? 0
+    let clip = options["b_clip"]?.doubleValue
     guard state > 0, state % 2 == 0 else { throw ConfigurationError("state must be even and positive, got \(state)") }
     guard low > 0, low <= high else { throw ConfigurationError("steps need 0 < dt_min ≤ dt_max, got \(low) and \(high)") }
+    guard systems >= 0, systems == 0 || site.width % systems == 0 else {
+      throw ConfigurationError("n_ssm must divide the width \(site.width), got \(systems)")
+    }
+    guard clip ?? 1 > 0 else { throw ConfigurationError("b_clip must be positive, got \(clip ?? 0)") }
     return S4.Configuration(
-      width: site.width, state: state, structure: structure, stepRange: low...high, length: max(site.length, 1),
-      isCausal: site.isCausal, dropout: site.dropout)
+      width: site.width, state: state, structure: structure,
+      initialization: options["initialization"]?.stringValue.flatMap(DiagonalKernel.Initialization.init) ?? .lin,
+      discretization: options["discretization"]?.stringValue.flatMap(Discretization.init) ?? .zoh, stepRange: low...high,
+      length: max(site.length, 1), isCausal: site.isCausal, dropout: site.dropout, systems: systems == 0 ? nil : systems, inputClip: clip)
   }
 
   public static let s4d = MixerKind(
-    name: "s4d", summary: "diagonal state space (Gu et al. 2022)",
-    keys: stateKeys + [
-      ConfigurationKey(
-        "initialization", .string, default: "lin", "of the state matrix", choices: DiagonalKernel.Initialization.allCases.map(\.rawValue)),
-      ConfigurationKey("discretization", .string, default: "zoh", "of the system", choices: Discretization.allCases.map(\.rawValue)),
-    ], slowParameters: DiagonalKernel.slowParameters
+    name: "s4d", summary: "diagonal state space (Gu et al. 2022)", keys: stateKeys + diagonalKeys,
+    slowParameters: DiagonalKernel.slowParameters
   ) { site, options, generator in
-    var configuration = try stateConfiguration(site, options, .diagonal)
-    configuration.initialization = .init(rawValue: options["initialization"]?.stringValue ?? "lin") ?? .lin
-    configuration.discretization = .init(rawValue: options["discretization"]?.stringValue ?? "zoh") ?? .zoh
-    return S4(configuration, generator: generator)
+    S4(try stateConfiguration(site, options, .diagonal), generator: generator)
   }
 
   public static let s4 = MixerKind(
-    name: "s4", summary: "state space with a diagonal plus rank one matrix, HiPPO-LegS (Gu et al. 2021)", keys: stateKeys,
-    slowParameters: DPLRKernel.slowParameters
+    name: "s4", summary: "state space with a diagonal plus rank one matrix, HiPPO-LegS (Gu et al. 2021)",
+    keys: stateKeys + [
+      ConfigurationKey(
+        "initialization", .string, default: "legs", "of the state matrix", choices: DPLRKernel.Initialization.allCases.map(\.rawValue))
+    ], slowParameters: DPLRKernel.slowParameters
   ) { site, options, generator in
     S4(try stateConfiguration(site, options, .dplr), generator: generator)
+  }
+}
+
+extension MixerKind {
+  public static let dlr = MixerKind(
+    name: "dlr", summary: "diagonal linear RNN (Gupta et al. 2022)",
+    keys: [ConfigurationKey("state", .integer, default: 1024, "N, complex states that all channels share")],
+    slowParameters: DLRKernel.slowParameters
+  ) { site, options, generator in
+    let state = options["state"]?.intValue ?? 1024
+    guard state > 0 else { throw ConfigurationError("state must be positive, got \(state)") }
+    return S4(
+      .init(width: site.width, state: state, structure: .dlr, length: max(site.length, 1), isCausal: site.isCausal, dropout: site.dropout),
+      generator: generator)
   }
 }
 

@@ -34,3 +34,22 @@ public func huberLoss(_ prediction: Tensor, _ target: Tensor, delta: Double = 1)
 public func klDivergence(logPrediction: Tensor, logTarget: Tensor) -> Tensor {
   (logTarget.exp() * (logTarget - logPrediction)).sum(axis: -1).mean()
 }
+
+/// InfoNCE (van den Oord et al. 2018): the cross-entropy of picking each query's own key among it and the negatives, by cosine
+/// similarity over a temperature.
+///
+///     −mean_i log( e^{q_i·k_i/τ} / (e^{q_i·k_i/τ} + Σ_n e^{q_i·n/τ}) )
+///
+/// - Parameters:
+///   - queries, keys: [batch, d]; row i of both belongs together. They are brought to length one here.
+///   - negatives: [count, d], the same for all queries; `nil` for the other keys of the batch.
+public func contrastiveLoss(queries: Tensor, keys: Tensor, negatives: Tensor? = nil, temperature: Double) -> Tensor {
+  func unit(_ x: Tensor) -> Tensor { x * (x.square().sum(axis: -1, keepDims: true) + 1e-12).rsqrt() }
+  let (q, k) = (unit(queries), unit(keys))
+  guard let negatives else {
+    return crossEntropy(q.matmul(k.T) / temperature, Tensor.arange(q.dim(0), device: q.device))
+  }
+  let own = (q * k).sum(axis: -1, keepDims: true)
+  let logits = concatenated([own, q.matmul(unit(negatives).T)], axis: -1) / temperature
+  return crossEntropy(logits, Tensor.zeros([q.dim(0)], dtype: .int64, device: q.device))
+}

@@ -79,7 +79,7 @@ open class Module {
     return result
   }
 
-  private func slots(_ wanted: (Node) -> (any ParameterSlot)?, prefix: String) -> [(key: String, slot: any ParameterSlot)] {
+  func slots(_ wanted: (Node) -> (any ParameterSlot)?, prefix: String) -> [(key: String, slot: any ParameterSlot)] {
     var result: [(key: String, slot: any ParameterSlot)] = []
     for (key, node) in nodes() {
       let path = prefix.isEmpty ? key : "\(prefix).\(key)"
@@ -115,6 +115,15 @@ open class Module {
 
   /// The number of parameter elements.
   public var parameterCount: Int { parameters().reduce(0) { $0 + $1.tensor.count } }
+
+  /// The modules that change by rules of their own after every update of the parameters: this one and those below it.
+  public func optimizerStepListeners() -> [any OptimizerStepListener] {
+    var result = (self as? any OptimizerStepListener).map { [$0] } ?? []
+    for (_, node) in nodes() {
+      if case .module(let child, _, _) = node { result += child.optimizerStepListeners() }
+    }
+    return result
+  }
 
   /// The random generators that modules hold (dropout and the like), each once.
   public func generators() -> [RandomGenerator] {
@@ -278,6 +287,13 @@ public struct LoadingError: Error, CustomStringConvertible {
 /// A module that draws random numbers.
 public protocol GeneratorHolder: Module {
   var generator: RandomGenerator { get }
+}
+
+/// A module that changes by a rule of its own once an optimizer has changed the parameters: copies that follow them, queues.
+///
+/// Whoever steps the optimizer calls it after each step, as `Trainer` does; forward passes never do.
+public protocol OptimizerStepListener: Module {
+  func optimizerDidStep()
 }
 
 // MARK: Property wrappers

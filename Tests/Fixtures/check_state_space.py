@@ -228,6 +228,44 @@ def check_step():
         compare(f"step B={batch} D={channels} N={states}", "sequence", y, causal(u.double(), kernel, skip.double()))
 
 
+def pack_terms(vectors):
+    """Five complex [D, N] vectors as [D / 16, N, 5, 2, 16], zeros for the channels that are missing."""
+    v = torch.stack([torch.view_as_real(x.to(torch.complex64)) for x in vectors])  # [5, D, N, 2]
+    v = torch.nn.functional.pad(v, (0, 0, 0, 0, 0, -v.shape[1] % 16))
+    return v.view(5, -1, 16, *v.shape[2:]).permute(1, 3, 0, 4, 2).contiguous()
+
+
+def check_low_rank_scan():
+    """Against the dense bilinear recurrence of A = Lambda - P P*, over the conjugate-closed set."""
+    for batch, channels, states, length in [(1, 1, 1, 1), (2, 3, 5, 7), (1, 8, 32, 40), (3, 21, 32, 33), (2, 64, 4, 100)]:
+        half = torch.complex(torch.full((channels, states), -0.5), torch.pi * (torch.arange(states) + 0.5).expand(channels, states)).to(torch.complex128)
+        p, b, c = (torch.randn(channels, states, dtype=torch.complex128) for _ in range(3))
+        delta = torch.exp(torch.rand(channels, 1, dtype=torch.float64) * 4.6 - 6.9)
+        f = 1 / (2 / delta - half)
+        gain = 1 / (1 + 2 * (p.conj() * f * p).sum(-1, keepdim=True).real)
+        terms = [f * (2 / delta + half), f * p, 2 * f * b, p, c]
+        u, skip = torch.randn(batch, length, channels), torch.randn(channels)
+        state = torch.randn(batch, channels, states, dtype=torch.complex64)
+
+        def closed(x):
+            return torch.cat([x, x.conj()], -1)
+
+        a = torch.diag_embed(closed(half)) - closed(p)[..., :, None] * closed(p).conj()[..., None, :]
+        eye = torch.eye(2 * states, dtype=torch.complex128)
+        left = torch.linalg.inv(eye - delta[..., None] / 2 * a)
+        bar_a, bar_b = left @ (eye + delta[..., None] / 2 * a), (left @ (closed(b) * delta)[..., None])[..., 0]
+        x, rows = closed(state.to(torch.complex128)), []
+        for t in range(length):
+            x = torch.einsum("dnm,bdm->bdn", bar_a, x) + bar_b * u[:, t, :, None]
+            rows.append((closed(c) * x).sum(-1).real + skip * u[:, t])
+        label = f"scan B={batch} D={channels} N={states} L={length}"
+        cut = length // 2  # in two calls, the state carried over
+        packed = pack_terms(terms)
+        y = torch.cat([torch.ops.martlet.dplr_ssm_scan(part, packed, gain.float(), skip, state) for part in (u[:, :cut], u[:, cut:])], 1)
+        compare(label, "sequence", y, torch.stack(rows, 1))
+        compare(label, "state", state, x[..., :states])
+
+
 def check_refusals():
     """Wrong arguments and second derivatives end in an error that names the operator, never in a wrong result."""
     ops = torch.ops.martlet
@@ -259,6 +297,11 @@ def check_refusals():
         "gradient for nodes": lambda: ops.cauchy_kernel(c[None], a, g.clone().requires_grad_(), h),
         "state of other batch": lambda: ops.diagonal_ssm_step(u[:, :, 0], c, c, a, None, state[:1]),
         "state with strides": lambda: ops.diagonal_ssm_step(u[:, :, 0], c, c, a, None, torch.zeros(2, 3, 8, dtype=c.dtype)[..., ::2]),
+        "scan without time": lambda: ops.dplr_ssm_scan(u[:, :, 0], pack_terms([c] * 5), torch.ones(3), torch.ones(3), state),
+        "scan with unpacked terms": lambda: ops.dplr_ssm_scan(
+            u.transpose(1, 2), torch.view_as_real(c), torch.ones(3), torch.ones(3), state),
+        "scan with a state of other batch": lambda: ops.dplr_ssm_scan(
+            u.transpose(1, 2), pack_terms([c] * 5), torch.ones(3), torch.ones(3), state[:1]),
         "second derivative of the convolution": lambda: second(ops.fft_convolution, u, k),
         "second derivative of the Vandermonde kernel": lambda: second(lambda c, a: ops.vandermonde_kernel(c, a, 9), c, a),
         "second derivative of the Cauchy kernel": lambda: second(lambda c, a: ops.cauchy_kernel(c, a, g, h), c[None], a),

@@ -11,6 +11,7 @@ private let counts = SplitCounts(train: 64, validation: 16, test: 16)
       try AssociativeRecallTask(counts: counts, seed: seed), try SelectiveCopyingTask(length: 64, counts: counts, seed: seed),
       try DictionaryResetTask(counts: counts, seed: seed), try NoisyFrequencyTask(length: 32, counts: counts, seed: seed),
       try DigitsTask(SyntheticDigits(seed: seed), counts: counts), try LatestBindingTask(counts: counts, seed: seed),
+      try SyntheticVideoTask(frames: 4, places: 4, channels: 6, counts: counts, seed: seed),
     ]
   }
 
@@ -188,7 +189,57 @@ private let counts = SplitCounts(train: 64, validation: 16, test: 16)
     #expect(Set((0..<60).map { bare.image($0).counts }).count <= 16, "without variation only the templates are left")
   }
 
+  @Test func subsetsAreNestedAndLeaveTheTestWhole() throws {
+    let whole = try NoisyFrequencyTask(length: 16, counts: counts, seed: 6)
+    func examples(_ fraction: Double) throws -> Set<[Float]> {
+      let task = try TrainingSubset(whole, fraction: fraction, seed: 3)
+      #expect(task.count(.train) == Int((64 * fraction).rounded()) && task.count(.test) == 16)
+      #expect(try task.evaluationBatch(.test, index: 0, size: 16) == whole.evaluationBatch(.test, index: 0, size: 16))
+      // An epoch shows every example of the subset once.
+      let batch = try task.trainingBatch(step: 0, size: task.count(.train), seed: 1)
+      return Set((0..<task.count(.train)).map { batch.inputs[$0].toArray(Float.self) })
+    }
+    let all = try examples(1)
+    var larger = all
+    for fraction in [0.5, 0.25, 0.0625] {
+      let smaller = try examples(fraction)
+      #expect(smaller.count == Int(64 * fraction) && smaller.isSubset(of: larger), "the subset of \(fraction)")
+      larger = smaller
+    }
+    #expect(all.count == 64)
+    #expect(throws: DataError.self) { try TrainingSubset(whole, fraction: 0) }
+  }
+
+  @Test func theEventsOfAVideoSayItsClass() throws {
+    let task = try SyntheticVideoTask(counts: counts, seed: 4)
+    var classes = Set<Int>()
+    for index in 0..<40 {
+      let (values, label, events) = task.example(.train, index)
+      classes.insert(label)
+      #expect(values.count == 256 * 12 && events == events.sorted() && Set(events).count == events.count)
+      let frames = Set(events.map { $0 / 16 })
+      #expect(frames.count == 2 && frames.contains { $0 < 8 } && frames.contains { $0 >= 8 }, "one frame of each half: \(frames)")
+      for token in events {
+        let row = values[token * 12..<(token + 1) * 12].map(Double.init)
+        let half = token < 128 ? 0 : 1
+        let type = half == 0 ? label / 2 : label % 2
+        for (channel, value) in row.enumerated() {
+          let mean = channel == 0 || channel == 1 + 2 * half + type ? 3.0 : 0
+          #expect(abs(value - mean) < 1.8, "token \(token), channel \(channel): \(value), expected \(mean) ± 1.8")
+        }
+      }
+      let others = (0..<256).filter { !events.contains($0) }.flatMap { token in values[token * 12..<(token + 1) * 12].map(Double.init) }
+      let deviation = (others.reduce(0) { $0 + $1 * $1 } / Double(others.count)).squareRoot()
+      #expect(abs(deviation - 0.5) < 0.05, "the noise's deviation is \(deviation)")
+    }
+    #expect(classes == [0, 1, 2, 3])
+    let sizes = (0..<60).map { task.example(.train, $0).events.count }
+    #expect(sizes.max()! <= 16 && sizes.min()! >= 2)
+  }
+
   @Test func sizesWithoutRoomAreRefused() {
+    #expect(throws: DataError.self) { try SyntheticVideoTask(channels: 4) }
+    #expect(throws: DataError.self) { try SyntheticVideoTask(frames: 1) }
     #expect(throws: DataError.self) { try AssociativeRecallTask(length: 30, pairs: 8) }
     #expect(throws: DataError.self) { try AssociativeRecallTask(length: 33, pairs: 8) }
     #expect(throws: DataError.self) { try AssociativeRecallTask(vocabulary: 16, pairs: 8) }

@@ -33,6 +33,8 @@ import Testing
     #expect(try TaskSpecification("frequency?length=64&classes=4&noise=0.5").make().objective == .classification(classes: 4))
     #expect(try TaskSpecification("digits?examples=20&heldout=5").make().count(.validation) == 5)
 
+    #expect(try TaskSpecification("video?frames=4&places=3&channels=6").make().inputKind == .continuous(channels: 6))
+
     let folder = TemporaryFolder()
     let text = folder.write("text.txt", String(repeating: "to be or not to be ", count: 100))
     #expect(try TaskSpecification("bytes:\(text),\(text)?length=32&heldout=2").make().count(.test) == 2)
@@ -47,7 +49,7 @@ import Testing
     #expect(message("frequnecy").contains("did you mean “frequency”?"))
     let unknown = message("zzzzzz")
     #expect(!unknown.contains("did you mean"))
-    #expect(unknown.contains("listops, bytes, image, text, recall, copying, dictionary, latest_binding, frequency, digits"))
+    #expect(unknown.contains("listops, bytes, image, text, recall, copying, dictionary, latest_binding, frequency, digits, video"), "\(unknown)")
     #expect(message("recall?pair=4").contains("did you mean “pairs”?"))
     #expect(message("recall?zzz=4").contains("options: length, vocabulary, pairs, power, examples, heldout, seed"))
   }

@@ -24,7 +24,14 @@ struct MixerCase: Sendable, CustomStringConvertible {
   var description: String { "\(name)\(isCausal ? "" : " (bidirectional)")" }
 
   /// Forms that go through a Fourier transform, where "nothing changes" holds to rounding only.
-  var usesFourier: Bool { ["s4", "s4d"].contains(name) }
+  var usesFourier: Bool { ["s4", "s4d", "dlr", "selective_s4"].contains(name) }
+
+  /// Options under which every output depends on every input: a mixer that drops tokens is told to keep all.
+  var seeingEverything: JSONObject { name == "selective_s4" ? ["ratio": 0] : [:] }
+
+  /// Whether a parameter acts through a hard choice: its gradient is that of a soft one (straight through) by design, while differences
+  /// of the function are zero. What it must be instead is tested with the mixer.
+  func actsThroughAChoice(_ parameter: String) -> Bool { name == "selective_s4" && parameter.hasPrefix("selector.") }
 
   /// Options under which packed sequences are tried: the plain ones and those with parts of their own.
   var packedOptions: [JSONObject] {
@@ -60,6 +67,7 @@ struct MixerCase: Sendable, CustomStringConvertible {
       set("dt_max", 2)
     }
     if ["window", "lolcats"].contains(name) { set("window", 4) }
+    set("block", 12)
     let site = MixerSite(width: width, heads: 2, isCausal: isCausal, length: length)
     let generator = RandomGenerator(seed: seed)
     let mixer = try kind(site, options: .object(options), generator: generator)

@@ -239,4 +239,79 @@ import Testing
       }
     }
   }
+
+  // MARK: Starts
+
+  /// Channels d, d + S, … share (A, B); their Δ and C stay their own.
+  @Test(arguments: [S4.Structure.diagonal, .dplr]) func sharedSystemsAreTheSameAsCopies(_ structure: S4.Structure) {
+    func mixer(_ systems: Int?) -> S4 {
+      let mixer = S4(
+        .init(width: 6, state: 8, structure: structure, initialization: .legs, length: 20, systems: systems),
+        generator: RandomGenerator(seed: 4))
+      mixer.to(.float64)
+      return mixer
+    }
+    let (shared, own) = (mixer(2), mixer(nil))
+    let names = structure == .dplr ? ["log_A_real", "A_imag", "B", "P"] : ["log_A_real", "A_imag", "B"]
+    var state = shared.stateDictionary()
+    for name in names {
+      let key = "kernel." + name
+      #expect(state[key]!.dim(0) == 2)
+      state[key] = normal(state[key]!.shape, seed: 6, .float64) * 0.1 + state[key]!
+      withoutGradient { shared.parameters().first { $0.name == key }!.tensor.copyInPlace(state[key]!) }
+      state[key] = stacked((0..<6).map { state[key]![$0 % 2] })
+    }
+    #expect(throws: Never.self) { try own.load(state) }
+    let u = normal([2, 20, 6], .float64)
+    withoutGradient {
+      let error = relativeError(shared(u), own(u))
+      #expect(error <= 1e-12, "\(structure): off by \(error)")
+      var (a, b) = (shared.initialState(batch: 2), own.initialState(batch: 2))
+      #expect(relativeError(shared.advance(u, &a), own.advance(u, &b)) <= 1e-12)
+    }
+  }
+
+  @Test(arguments: [S4.Structure.diagonal, .dplr]) func theRandomStartIsSmallNoise(_ structure: S4.Structure) {
+    let mixer = S4(
+      .init(width: 64, state: 64, structure: structure, initialization: .random, length: 128), generator: RandomGenerator(seed: 4))
+    for (name, tensor) in mixer.kernel.parameters() where !(structure == .dplr && name == "C") {
+      let deviation = tensor.detached().square().mean().item().squareRoot()
+      let allowed = 0.1 * 4 / (2 * Double(tensor.count)).squareRoot()
+      #expect(abs(deviation - 0.1) <= allowed, "\(name): deviation \(deviation), expected 0.1 ± \(allowed)")
+    }
+    #expect(mixer(normal([1, 128, 64])).allFinite)
+  }
+
+  @Test func theInputOfLegSCanBeClipped() {
+    let (free, clipped) = (HiPPO.representatives(64).B, HiPPO.representatives(64, inputClip: 2).B)
+    #expect(free.imaginaryPart.abs().max().item() > 2, "something is to be clipped")
+    #expect(clipped.imaginaryPart.abs().max().item() <= 2)
+    #expect(largestDifference(clipped.realPart, free.realPart) == 0)
+    #expect(largestDifference(clipped.imaginaryPart, free.imaginaryPart.clamped(min: -2, max: 2)) == 0)
+  }
+
+  // MARK: Diagonal linear RNN
+
+  @Test func theLinearRNNIsItsRecurrence() {
+    let kernel = DLRKernel(width: 3, state: 16, directions: 2, generator: RandomGenerator(seed: 1))
+    kernel.to(.float64)
+    withoutGradient {
+      let lambda = kernel.logTransition.exp()[0]
+      #expect(lambda.abs().max().item() < 1)
+      let angles = lambda.angle().toArray(Double.self)
+      for (n, angle) in angles.enumerated() {
+        let turned = (angle - 2 * Double.pi * Double(n) / 16).remainder(dividingBy: 2 * Double.pi)
+        #expect(abs(turned) <= 1e-6, "angle \(n) is \(angle)")
+      }
+      // K_l by h ← Λ h + u with an impulse.
+      var h = Tensor.ones([16], dtype: .complex128)
+      var rows: [Tensor] = []
+      for _ in 0..<30 {
+        rows.append((kernel.output.viewAsComplex() * h).sum(axis: -1).realPart)
+        h = h * lambda
+      }
+      let error = relativeError(kernel(length: 30), stacked(rows, axis: -1))
+      #expect(error <= 1e-12, "off by \(error)")
+    }
+  }
 }

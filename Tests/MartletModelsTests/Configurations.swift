@@ -33,6 +33,9 @@ struct MixerForm: Sendable, CustomStringConvertible {
     MixerDirection.allCases.filter(kind.directions.contains).map { MixerForm(mixer: kind.name, causal: $0 == .causal) }
   }
 
+  /// With every output depending on every input: a mixer that drops tokens is told to keep all.
+  var seeingEverything: String { mixer == "selective_s4" ? "selective_s4?ratio=0" : mixer }
+
   var description: String { "\(mixer)\(causal ? "" : " (bidirectional)")" }
 }
 

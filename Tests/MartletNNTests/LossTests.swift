@@ -1,3 +1,4 @@
+import Foundation
 import MartletNN
 import Testing
 
@@ -58,5 +59,42 @@ import Testing
     let p = normal([4, 6], seed: 2).logSoftmax()
     #expect(abs(klDivergence(logPrediction: p, logTarget: p).item()) < 1e-15)
     #expect(klDivergence(logPrediction: normal([4, 6], seed: 3).logSoftmax(), logTarget: p).item() > 0)
+  }
+
+  // MARK: Contrastive
+
+  private func rows(_ seed: UInt64, _ count: Int = 6) -> Tensor {
+    Tensor.randomNormal([count, 5], dtype: .float64, generator: RandomGenerator(seed: seed))
+  }
+
+  @Test func theContrastiveLossFollowsItsFormula() {
+    func unit(_ x: Tensor) -> Tensor { x / x.square().sum(axis: -1, keepDims: true).sqrt() }
+    let (q, k, n) = (rows(1), rows(2), rows(3, 9))
+    for temperature in [0.07, 1.0] {
+      for negatives in [nil, n] {
+        let found = contrastiveLoss(queries: q, keys: k, negatives: negatives, temperature: temperature).item()
+        var expected = 0.0
+        for i in 0..<6 {
+          func similarity(_ other: Tensor) -> Double { (unit(q[i]) * unit(other)).sum().item() / temperature }
+          let own = similarity(k[i])
+          let others = negatives.map { n in (0..<9).map { similarity(n[$0]) } } ?? (0..<6).filter { $0 != i }.map { similarity(k[$0]) }
+          expected += log(exp(own) + others.reduce(0) { $0 + exp($1) }) - own
+        }
+        #expect(abs(found - expected / 6) <= 1e-9, "τ = \(temperature): \(found), expected \(expected / 6)")
+        #expect(
+          gradientError([q, k]) { contrastiveLoss(queries: $0[0], keys: $0[1], negatives: negatives, temperature: temperature) } <= 1e-6)
+      }
+    }
+  }
+
+  /// With equal pairs and orthogonal negatives the loss vanishes as the temperature falls.
+  @Test func equalPairsAmongOrthogonalOnesCostNothing() {
+    let keys = Tensor.eye(5, dtype: .float64)
+    let losses = [1.0, 0.3, 0.1, 0.03].map { contrastiveLoss(queries: keys * 3.0, keys: keys, temperature: $0).item() }
+    #expect(losses == losses.sorted(by: >), "\(losses)")
+    #expect(abs(losses[0] - log(1 + 4 * exp(-1.0))) <= 1e-9)
+    #expect(losses[3] <= 1e-12, "\(losses)")
+    let apart = contrastiveLoss(queries: keys[..<2], keys: keys[..<2], negatives: keys[2...], temperature: 0.03).item()
+    #expect(apart <= 1e-12, "with a queue of orthogonal negatives: \(apart)")
   }
 }

@@ -18,6 +18,7 @@ struct ExperimentLoop {
       model.trainableParameters(), decay: weightDecay,
       overrides: slowParameters.map { .init($0, learningRate: min(learningRate, slowLearningRate), weightDecay: 0) })
     let optimizer = AdamW(groups, learningRate: learningRate)
+    let listeners = model.optimizerStepListeners()
     model.train()
     for step in 0..<steps {
       let value = try loss(step)
@@ -27,6 +28,7 @@ struct ExperimentLoop {
       value.backward()
       optimizer.step()
       optimizer.zeroGradients()
+      for listener in listeners { listener.optimizerDidStep() }
     }
     model.eval()
   }

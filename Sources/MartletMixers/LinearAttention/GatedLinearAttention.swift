@@ -76,6 +76,8 @@ public final class GatedLinearAttention: Module, RecurrentMixer {
   @Child(key: "key_convolution") public var keyConvolution: ShortConvolution?
   @Child(key: "value_convolution") public var valueConvolution: ShortConvolution?
   private let rotary: RotaryEmbedding?
+  /// The constant log-gates, [H] float32, where there are.
+  private let retentionGate: Tensor?
 
   public var isCausal: Bool { configuration.isCausal }
   public var mixesPackedSequences: Bool { true }
@@ -87,6 +89,7 @@ public final class GatedLinearAttention: Module, RecurrentMixer {
       "key width \(c.keyWidth) and value width \(c.valueWidth) must be multiples of \(c.heads) heads")
     self.configuration = c
     rotary = c.gate == .retention ? RotaryEmbedding(dimensions: c.keyWidth / c.heads) : nil
+    retentionGate = c.gate == .retention ? Tensor(Self.retentionLogDecay(heads: c.heads)).to(.float32) : nil
     super.init()
     // Xavier-uniform with gain 2^{−2.5}, as the authors' code initialises every projection.
     let initializer = Initializer.xavierUniform(gain: pow(2, -2.5))
@@ -215,32 +218,54 @@ public final class GatedLinearAttention: Module, RecurrentMixer {
   }
 
   public func step(_ x: Tensor, _ state: inout State) -> Tensor {
+    if fusedKernelsServe(x) && !isGradientEnabled { return fusedStep(x, &state) }
     var (q, k, v) = (query(x), key(x), value(x))
     if let queryConvolution, let keyConvolution, let valueConvolution {
       q = queryConvolution.step(q, &state.convolutions[0])
       k = keyConvolution.step(k, &state.convolutions[1])
       v = valueConvolution.step(v, &state.convolutions[2])
     }
-    let fused = fusedKernelsServe(x) && !isGradientEnabled
     var memory = state.memory
     let row = x.expandedDimension(1)
     let y = mix(
       row, q.expandedDimension(1), k.expandedDimension(1), v.expandedDimension(1), positions: state.positions, mask: nil
     ) { q, k, v, g in
-      guard fused else {
-        let (o, end) = gatedLinearAttentionReference(q, k, v, logGate: g, initialState: memory)
-        memory = end
-        return o
-      }
-      let gate = g.map { $0.rank > 1 ? $0.selected(axis: 2, 0) : $0 }
-      return stepKernel(
-        .tensor(q.selected(axis: 2, 0)), .tensor(k.selected(axis: 2, 0)), .tensor(v.selected(axis: 2, 0)), .tensor(gate),
-        .tensor(memory)
-      ).expandedDimension(2)
+      let (o, end) = gatedLinearAttentionReference(q, k, v, logGate: g, initialState: memory)
+      memory = end
+      return o
     }
     state.memory = memory
     state.positions = state.positions.map { $0 + 1 }
     return y.selected(axis: 1, 0)
+  }
+
+  /// One token with few operators, each of which costs as much to call as its work here: all projections of x in one pass.
+  private func fusedStep(_ x: Tensor, _ state: inout State) -> Tensor {
+    let c = configuration
+    let batch = x.dim(0)
+    let gateInput = gateIn ?? gateOut
+    let maps: [any LinearLayer] = [query, key, value] + [gateInput, outputGate].compactMap { $0 }
+    var parts = joinedLinear(x, maps)
+    for (i, convolution) in [queryConvolution, keyConvolution, valueConvolution].enumerated() {
+      if let convolution { parts[i] = convolution.step(parts[i], &state.convolutions[i]) }
+    }
+    func heads(_ x: Tensor) -> Tensor { x.reshaped(batch, c.heads, -1) }
+    var (q, k) = (heads(parts[0]), heads(parts[1]))  // [B, H, dk]
+    if let rotary {
+      (q, k) = rotary(q.expandedDimension(2), k.expandedDimension(2), starts: state.positions)
+      (q, k) = (q.squeezed(2), k.squeezed(2))
+    }
+    let gate: Tensor?
+    switch c.gate {
+    case .none: gate = nil
+    case .retention: gate = retentionGate
+    case .scalar: gate = parts[3].logSigmoid() / c.gateTemperature  // [B, H]
+    case .perChannel: gate = heads(gateOut!(parts[3]).logSigmoid() / c.gateTemperature)
+    }
+    let o = norm(gatedLinearAttentionStep(.tensor(q), .tensor(k), .tensor(heads(parts[2])), .tensor(gate), .tensor(state.memory)))
+      .reshaped(batch, -1)
+    state.positions = state.positions.map { $0 + 1 }
+    return output(outputGate == nil ? o : o * parts[parts.count - 1].silu())
   }
 
   public func advance(_ x: Tensor, _ state: inout State) -> Tensor {
@@ -270,7 +295,7 @@ public final class GatedLinearAttention: Module, RecurrentMixer {
 }
 
 private let kernel = Operator("martlet::gated_linear_attention")
-private let stepKernel = Operator("martlet::gated_linear_attention_step")
+let gatedLinearAttentionStep = Operator("martlet::gated_linear_attention_step")
 
 /// The scan S_t = Diag(e^{g_t}) S_{t−1} + k_tᵀ v_t, o_t = scale · q_t S_t.
 ///

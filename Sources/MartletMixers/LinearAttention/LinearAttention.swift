@@ -58,13 +58,11 @@ public final class LinearAttention: Module, RecurrentMixer {
   // MARK: Recurrent form
 
   public struct State: TensorState, @unchecked Sendable {
-    /// Σ φ(k)ᵀ v, [B, H, d, d] float32 or better.
+    /// Σ φ(k)ᵀ [v, 1], [B, H, d, d + 1] float32 or better: the last column is the normaliser Σ φ(k).
     public var memory: Tensor
-    /// Σ φ(k), [B, H, d].
-    public var normalizer: Tensor
     public var tensors: [Tensor] {
-      get { [memory, normalizer] }
-      set { (memory, normalizer) = (newValue[0], newValue[1]) }
+      get { [memory] }
+      set { memory = newValue[0] }
     }
   }
 
@@ -72,34 +70,43 @@ public final class LinearAttention: Module, RecurrentMixer {
     require(isCausal, "bidirectional attention can't run token by token")
     let (h, d) = (configuration.heads, configuration.width / configuration.heads)
     let like = stateKind(query)
-    return State(
-      memory: .zeros([batch, h, d, d], dtype: like.dtype, device: like.device),
-      normalizer: .zeros([batch, h, d], dtype: like.dtype, device: like.device))
+    return State(memory: .zeros([batch, h, d, d + 1], dtype: like.dtype, device: like.device))
   }
 
   public func step(_ x: Tensor, _ state: inout State) -> Tensor {
-    let (q, k, v) = project(x.expandedDimension(1))
-    let (q1, k1, v1) = (q.selected(axis: 2, 0), k.selected(axis: 2, 0), v.selected(axis: 2, 0))  // [B, H, d]
-    state.memory = state.memory + k1.expandedDimension(-1) * v1.expandedDimension(-2)
-    state.normalizer = state.normalizer + k1
-    let numerator = q1.expandedDimension(-2).matmul(state.memory).squeezed(-2)
-    let denominator = (q1 * state.normalizer).sum(axis: -1, keepDims: true) + configuration.epsilon
-    return output((numerator / denominator).reshaped(x.dim(0), -1))
+    guard fusedKernelsServe(x) && !isGradientEnabled else {
+      return advance(x.expandedDimension(1), &state).selected(axis: 1, 0)
+    }
+    let (batch, heads, width) = (x.dim(0), configuration.heads, configuration.width)
+    // Each operator costs as much to call as its work here: the projections are made in one pass, the denominator in the kernel.
+    let projected = joinedLinear(x, [query, key, value])
+    func split(_ x: Tensor) -> Tensor { x.reshaped(batch, heads, -1) }
+    let v = split(projected[2])
+    let o = gatedLinearAttentionStep(
+      .tensor(split(projected[0].elu() + 1)), .tensor(split(projected[1].elu() + 1)), .tensor(withOnes(v)), .none, .tensor(state.memory),
+      .double(1))
+    return output(normalized(o).reshaped(batch, width))
   }
 
   public func advance(_ x: Tensor, _ state: inout State) -> Tensor {
     let (q, k, v) = project(x)
-    // The denominator is one more value column of ones.
-    let extended = concatenated([v, .ones([v.dim(0), v.dim(1), v.dim(2), 1], dtype: v.dtype, device: v.device)], axis: -1)
-    let start = concatenated([state.memory, state.normalizer.expandedDimension(-1)], axis: -1)
-    let (o, end) = gatedLinearAttention(q, k, extended, logGate: nil, initialState: start, scale: 1)
-    let d = v.dim(-1)
-    state.memory = end[.ellipsis, ..<d]
-    state.normalizer = end[.ellipsis, d]
-    return output(mergeHeads(o[.ellipsis, ..<d] / (o[.ellipsis, d...] + configuration.epsilon)))
+    let (o, end) = gatedLinearAttention(q, k, withOnes(v), logGate: nil, initialState: state.memory, scale: 1)
+    state.memory = end
+    return output(mergeHeads(normalized(o)))
   }
 
-  public func stateBytes(_ state: State) -> Int { state.memory.byteCount + state.normalizer.byteCount }
+  /// The denominator is one more value, 1 at every position.
+  private func withOnes(_ v: Tensor) -> Tensor {
+    concatenated([v, .ones(v.shape.dropLast() + [1], dtype: v.dtype, device: v.device)], axis: -1)
+  }
+
+  /// Divides by the last column.
+  private func normalized(_ o: Tensor) -> Tensor {
+    let d = o.dim(-1) - 1
+    return o[.ellipsis, ..<d] / (o[.ellipsis, d...] + configuration.epsilon)
+  }
+
+  public func stateBytes(_ state: State) -> Int { state.memory.byteCount }
 
   public func multiplyAdds(length: Int) -> Int {
     let d = configuration.width / configuration.heads

@@ -10,59 +10,85 @@ import MartletNN
 /// The kernel is made in float64 whatever the type of the parameters, and rounded to that type: in v/(g − h p) both v and p are
 /// multiples of Δ, and the two parts of its derivative nearly cancel at low frequencies.
 public final class DPLRKernel: Module {
+  /// log Δ, [D].
   @Parameter(key: "log_dt") public var logStep: Tensor
+  /// log(−Re Λ), [S, N/2]: of S systems that the channels share in turn, D unless told otherwise.
   @Parameter(key: "log_A_real") public var logDecay: Tensor
+  /// Im Λ, [S, N/2].
   @Parameter(key: "A_imag") public var frequency: Tensor
+  /// B as pairs (re, im), [S, N/2, 2].
   @Parameter(key: "B") public var input: Tensor
-  /// P as pairs (re, im), [D, N/2, 2].
+  /// P as pairs, [S, N/2, 2].
   @Parameter(key: "P") public var lowRank: Tensor
   /// C̃ as pairs, [directions, D, N/2, 2].
   @Parameter(key: "C") public var output: Tensor
   /// The length L that C̃ belongs to, a number kept in the state so that a checkpoint means what it says.
   @Buffer(key: "L") public var kernelLength: Tensor
 
+  /// The state matrix at the start.
+  public enum Initialization: String, Codable, Sendable, CaseIterable {
+    /// HiPPO-LegS.
+    case legs
+    /// As ``DiagonalKernel/Initialization/random``, P too.
+    case random
+  }
+
+  /// Parameters as of ``DiagonalKernel``; length: L at the start.
   public init(
-    width: Int, state: Int = 64, length: Int, directions: Int = 1, stepRange: ClosedRange<Double> = 1e-3...1e-1,
-    generator: RandomGenerator
+    width: Int, state: Int = 64, length: Int, directions: Int = 1, systems: Int? = nil, initialization: Initialization = .legs,
+    stepRange: ClosedRange<Double> = 1e-3...1e-1, inputClip: Double? = nil, generator: RandomGenerator
   ) {
     super.init()
     require(length > 0, "the kernel length must be positive, got \(length)")
     let half = state / 2
-    let (low, high) = (log(stepRange.lowerBound), log(stepRange.upperBound))
-    let parts = HiPPO.representatives(state)
-    func spread(_ x: Tensor) -> Tensor { x.to(.float32).broadcast(to: [width] + x.shape).contiguous() }
-    func pairs(_ x: Tensor) -> Tensor { x.resolvingConjugate().viewAsReal().copy() }
-    logStep = Tensor.random([width], generator: generator) * (high - low) + low
-    logDecay = spread((-parts.Lambda.realPart).log())
-    frequency = spread(parts.Lambda.imaginaryPart)
-    input = spread(pairs(parts.B))
-    lowRank = spread(pairs(parts.P))
+    let start = SystemStart(width: width, systems: systems, generator: generator)
     kernelLength = Tensor([length])
-    let c = Tensor.randomNormal([directions, width, half, 2], generator: generator) * 0.5.squareRoot()
-    output = c
-    output = withoutGradient {
-      Self.pairs(multiply(c.viewAsComplex(), identityMinus: power(length)).to(.complex64))
+    let c: Tensor
+    switch initialization {
+    case .legs:
+      let parts = HiPPO.representatives(state, inputClip: inputClip)
+      logStep = start.logStep(in: stepRange)
+      logDecay = start.spread((-parts.Lambda.realPart).log())
+      frequency = start.spread(parts.Lambda.imaginaryPart)
+      input = start.spread(pairs(parts.B))
+      lowRank = start.spread(pairs(parts.P))
+      c = Tensor.randomNormal([directions, width, half, 2], generator: generator) * 0.5.squareRoot()
+    case .random:
+      logStep = start.noise([width])
+      logDecay = start.noise([start.systems, half])
+      frequency = start.noise([start.systems, half])
+      input = start.noise([start.systems, half, 2])
+      lowRank = start.noise([start.systems, half, 2])
+      c = start.noise([directions, width, half, 2])
     }
+    output = c
+    output = withoutGradient { pairs(multiply(c.viewAsComplex(), identityMinus: power(length)).to(.complex64)) }
   }
 
   public static let slowParameters = ["log_dt", "log_A_real", "A_imag", "B", "P"]
 
-  private static func pairs(_ x: Tensor) -> Tensor { x.resolvingConjugate().viewAsReal().copy() }
-
   /// The half set of Λ, [D, N/2] complex128.
-  public var transitionMatrix: Tensor { Tensor.complex(-logDecay.to(.float64).exp(), frequency.to(.float64)) }
+  public var transitionMatrix: Tensor {
+    Tensor.complex(-perChannel(logDecay).to(.float64).exp(), perChannel(frequency).to(.float64))
+  }
+
+  private func perChannel(_ x: Tensor) -> Tensor { spreadOverChannels(x, logStep.dim(0)) }
+  /// Pairs as complex128, for every channel.
+  private func wide(_ pairs: Tensor) -> Tensor { perChannel(pairs).to(.float64).viewAsComplex() }
 
   // MARK: The kernel
 
+  /// Doubles L until it is at least `length`, without changing the function.
+  public func reserve(length: Int) { while kernelLength.itemInt() < length { doubleLength() } }
+
   /// [directions, D, length]. A longer sequence than before doubles L first; a shorter one takes the kernel's beginning.
   public func callAsFunction(length: Int) -> Tensor {
-    while kernelLength.itemInt() < length { doubleLength() }
+    reserve(length: length)
     let whole = kernelLength.itemInt()
     let directions = output.dim(0)
-    func wide(_ pairs: Tensor) -> Tensor { pairs.to(.float64).viewAsComplex() }
     let lambda = transitionMatrix
     let step = logStep.to(.float64).exp().expandedDimension(-1).to(.complex128)
-    let (b, p, c) = (wide(input), wide(lowRank), wide(output))
+    let (b, p, c) = (wide(input), wide(lowRank), output.to(.float64).viewAsComplex())
     // Nodes of the unit circle; multiplied through by (1 + ω)/2 nothing is singular at ω = −1.
     let angles = Tensor.arange(0, Double(whole / 2 + 1), dtype: .float64, device: lambda.device) * (-2 * .pi / Double(whole))
     let omega = Tensor.complex(angles.cos(), angles.sin())
@@ -85,8 +111,8 @@ public final class DPLRKernel: Module {
   public func dense() -> (A: Tensor, B: Tensor) {
     func closed(_ x: Tensor) -> Tensor { concatenated([x, x.conjugated()], axis: -1).resolvingConjugate() }
     let lambda = closed(transitionMatrix)
-    let p = closed(lowRank.to(.float64).viewAsComplex())
-    let b = closed(input.to(.float64).viewAsComplex())
+    let p = closed(wide(lowRank))
+    let b = closed(wide(input))
     let step = logStep.to(.float64).exp().reshaped(-1, 1, 1).to(.complex128)
     let a = lambda.asDiagonal() - p.expandedDimension(-1) * p.conjugated().expandedDimension(-2)
     let identity = Tensor.eye(a.dim(-1), dtype: .float64).to(.complex128)
@@ -109,7 +135,7 @@ public final class DPLRKernel: Module {
     withoutGradient {
       let length = kernelLength.itemInt()
       let longer = multiply(output.viewAsComplex(), identityMinus: power(length) * -1.0)
-      output.copyInPlace(Self.pairs(longer))
+      output.copyInPlace(pairs(longer))
       kernelLength.copyInPlace(Tensor([2 * length]))
     }
   }
@@ -126,22 +152,33 @@ public final class DPLRKernel: Module {
 
   /// What the O(N) step needs: with E = 2/Δ + Λ and F = 1/(2/Δ − Λ),
   /// t = E⊙x − P(P*x) + 2Bu,  x ← F⊙(t − P(P*(F⊙t))/(1 + P*(F⊙P))); inner products over the conjugate-closed set.
-  public struct StepTerms {
-    let e, f, p, b, c: Tensor
+  public struct StepTerms: @unchecked Sendable {
+    /// F⊙E, F⊙P, 2F⊙B, P and C, [D, N/2].
+    let fe, fp, fb, p, c: Tensor
     /// 1/(1 + P*(F⊙P)), [D, 1].
     let gain: Tensor
+    /// The five vectors as the kernel reads them, sixteen channels side by side: [⌈D/16⌉, N/2, 5, 2, 16].
+    let packed: Tensor
+
+    fileprivate init(fe: Tensor, fp: Tensor, fb: Tensor, p: Tensor, c: Tensor, gain: Tensor) {
+      (self.fe, self.fp, self.fb, self.p, self.c, self.gain) = (fe, fp, fb, p, c, gain)
+      let vectors = stacked([fe, fp, fb, p, c].map { $0.detached().viewAsReal() })  // [5, D, N/2, 2]
+      let (width, states) = (vectors.dim(1), vectors.dim(2))
+      let padded = vectors.padded([0, 0, 0, 0, 0, (16 - width % 16) % 16])
+      packed = padded.reshaped(5, -1, 16, states, 2).transposed(1, 3, 0, 4, 2).contiguous()
+    }
   }
 
   public func stepTerms() -> StepTerms {
     let lambda = transitionMatrix
     let twoOverStep = ((-logStep.to(.float64)).exp() * 2.0).expandedDimension(-1).to(.complex128)
-    let p = lowRank.to(.float64).viewAsComplex()
+    let p = wide(lowRank)
     let f = (twoOverStep - lambda).reciprocal()
     let inner = (p.conjugated() * f * p).sum(axis: -1, keepDims: true).realPart * 2.0 + 1.0
     let type = logStep.dtype
-    func rounded(_ x: Tensor) -> Tensor { x.to(type.complex).resolvingConjugate() }
+    func rounded(_ x: Tensor) -> Tensor { x.to(type.complex).resolvingConjugate().contiguous() }
     return StepTerms(
-      e: rounded(twoOverStep + lambda), f: rounded(f), p: rounded(p), b: rounded(input.to(.float64).viewAsComplex()),
+      fe: rounded(f * (twoOverStep + lambda)), fp: rounded(f * p), fb: rounded(f * wide(input) * 2.0), p: rounded(p),
       c: rounded(recurrentOutput()[0]), gain: inner.reciprocal().to(type))
   }
 
@@ -150,9 +187,8 @@ public final class DPLRKernel: Module {
     func inner(_ v: Tensor) -> Tensor {  // P* v over the closed set: real
       (terms.p.conjugated() * v).sum(axis: -1, keepDims: true).realPart * 2.0
     }
-    let t = terms.e * x - terms.p * inner(x) + terms.b * (u.expandedDimension(-1) * 2.0)
-    let ft = terms.f * t
-    x = ft - terms.f * terms.p * (inner(ft) * terms.gain)
+    let ft = terms.fe * x - terms.fp * inner(x) + terms.fb * u.expandedDimension(-1)
+    x = ft - terms.fp * (inner(ft) * terms.gain)
     return (terms.c * x).sum(axis: -1).realPart * 2.0
   }
 }

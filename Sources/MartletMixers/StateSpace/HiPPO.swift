@@ -50,11 +50,16 @@ public enum HiPPO {
   }
 
   /// The half of a conjugate-closed set with negative imaginary parts: N/2 representatives. N must be even.
-  public static func representatives(_ n: Int) -> (Lambda: Tensor, P: Tensor, B: Tensor) {
+  ///
+  /// - Parameter inputClip: bounds |Im B|, as the authors' code does with 2. Eigenvectors are fixed up to a phase, so what this changes
+  ///   depends on the library that finds them.
+  public static func representatives(_ n: Int, inputClip: Double? = nil) -> (Lambda: Tensor, P: Tensor, B: Tensor) {
     require(n % 2 == 0 && n > 0, "the state size must be even and positive, got \(n)")
     let (lambda, p, b, _) = diagonalPlusLowRank(n)
     let half = Tensor.arange(n / 2)  // eigh sorts ω ascending: the first half is the negative one
-    return (lambda.take(half), p.take(half), b.take(half))
+    var input = b.take(half)
+    if let inputClip { input = Tensor.complex(input.realPart, input.imaginaryPart.clamped(min: -inputClip, max: inputClip)) }
+    return (lambda.take(half), p.take(half), input)
   }
 }
 

@@ -7,6 +7,7 @@ private enum Kernels {
   static let convolution = Operator("martlet::fft_convolution")
   static let convolutionBidirectional = Operator("martlet::fft_convolution_bidirectional")
   static let step = Operator("martlet::diagonal_ssm_step")
+  static let lowRankScan = Operator("martlet::dplr_ssm_scan")
 }
 
 private func fusedComplex(_ x: Tensor, _ types: [DType] = [.complex64]) -> Bool {
@@ -21,12 +22,13 @@ public func vandermondeKernel(coefficient: Tensor, logTransition: Tensor, length
   return Kernels.vandermonde(.tensor(coefficient), .tensor(logTransition), .int(length))
 }
 
-/// The same with every power made explicitly, [D, N, length] in memory: the oracle.
+/// The same with every power made explicitly, [D, N, length] in memory: the oracle. On the CPU in float64: a phase of many turns would
+/// lose its digits.
 public func vandermondeKernelReference(coefficient: Tensor, logTransition: Tensor, length: Int) -> Tensor {
-  let real = logTransition.dtype.real
-  let steps = Tensor.arange(0, Double(length), dtype: real, device: logTransition.device)
-  let powers = (logTransition.expandedDimension(-1) * steps.to(logTransition.dtype)).exp()  // [D, N, L]
-  return (coefficient.expandedDimension(-1) * powers).sum(axis: -2).realPart * 2.0
+  let type: DType = logTransition.device == .cpu ? .complex128 : logTransition.dtype
+  let steps = Tensor.arange(0, Double(length), dtype: type.real, device: logTransition.device).to(type)
+  let powers = (logTransition.to(type).expandedDimension(-1) * steps).exp()  // [D, N, L]
+  return (coefficient.to(type).expandedDimension(-1) * powers).sum(axis: -2).realPart.to(coefficient.dtype.real) * 2.0
 }
 
 /// r_mj = Σ_n v_mn/(g_j − h_j p_n) + conj(v_mn)/(g_j − h_j conj(p_n)): numerators [M, D, N], poles [D, N], nodes [J] → [M, D, J].
@@ -84,4 +86,14 @@ func diagonalStep(_ input: Tensor, c: Tensor, b: Tensor, transition: Tensor, ski
   var y = (c * next).sum(axis: -1).realPart * 2.0
   if let skip { y = y + skip * input }
   return (y, next)
+}
+
+/// Diagonal-plus-rank-one systems run over input [B, L, D] from a state [B, D, N/2] complex, which they leave at the last token; returns
+/// 2 Re(C x) + skip·u, [B, L, D]. See ``DPLRKernel/StepTerms``.
+func lowRankScan(_ input: Tensor, _ terms: DPLRKernel.StepTerms, skip: Tensor, state: inout Tensor) -> Tensor {
+  if fusedComplex(state) && !isGradientEnabled {
+    return Kernels.lowRankScan(.tensor(input), .tensor(terms.packed), .tensor(terms.gain), .tensor(skip), .tensor(state))
+  }
+  let rows = (0..<input.dim(1)).map { DPLRKernel.step(input.selected(axis: 1, $0), &state, terms) }
+  return stacked(rows, axis: 1) + input * skip
 }

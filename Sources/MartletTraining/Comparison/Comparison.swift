@@ -272,7 +272,8 @@ public final class Comparison {
     let seed = UInt64(arm.seed)
     let model = try TaskModel(
       size.configuration, objective: task.objective, pooling: options.pooling, generator: RandomGenerator(seed: seed))
-    let pretrainingBudget = options.budget.scaled(options.pretrainingFraction)
+    // Compute-tied: both phases together are what the arm from scratch has.
+    let parts = options.budget.divided(options.pretrainingFraction)
     var result = ComparisonArm(
       mixer: arm.mixer.text, pretrained: arm.pretrained, seed: arm.seed, parameters: size.count, width: size.configuration.width,
       metrics: [:], curve: [], scaling: [])
@@ -282,14 +283,14 @@ public final class Comparison {
         let pretraining = try SelfPretraining(
           size.configuration, objective: pretrainingObjective, generator: RandomGenerator(seed: seed))
         let outcome = try train(
-          PretrainingProblem(task, pretraining, batchSize: options.batchSize, seed: seed), arm, pretrainingBudget, "pretraining")
+          PretrainingProblem(task, pretraining, batchSize: options.batchSize, seed: seed), arm, parts.first, "pretraining")
         try pretraining.transfer(to: model)
         (steps, seconds, positions) = (outcome.steps, outcome.seconds, outcome.positions)
       }
       let problem = TaskProblem(
         task, model, batchSize: options.batchSize, seed: seed, evaluationExamples: options.evaluationExamples)
       let outcome = try train(
-        problem, arm, arm.pretrained ? options.budget.scaled(1 - options.pretrainingFraction) : options.budget, "training")
+        problem, arm, arm.pretrained ? parts.rest : options.budget, "training")
       result.curve = outcome.records.map {
         CurvePoint(
           step: steps + $0.step, seconds: seconds + $0.seconds, trainLoss: $0.trainLoss,
@@ -326,7 +327,10 @@ public final class Comparison {
     let trainer = Trainer(problem, try trainerConfiguration(arm, budget, phase: phase))
     trainer.shouldInterrupt = shouldInterrupt
     trainer.onProgress = { [onEvent] in onEvent(.progress(arm: arm.name, phase: phase, $0)) }
-    return try trainer.run()
+    let outcome = try trainer.run()
+    // What is fine-tuned is the body that restored held-out inputs best.
+    if phase == "pretraining" { try trainer.loadBest() }
+    return outcome
   }
 }
 

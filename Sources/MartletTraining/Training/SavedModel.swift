@@ -9,7 +9,7 @@ extension TaskModel: GenerativeModel {
   }
 
   public func outputs(_ tokens: Tensor, _ state: inout SequenceBackbone.State) -> Tensor { backbone.advance(tokens, &state) }
-  public func logits(_ outputs: Tensor) -> Tensor { head(outputs) }
+  public func logits(_ outputs: Tensor) -> Tensor { self.outputs(of: outputs) }
   public var vocabulary: Int { head.outFeatures }
 }
 
@@ -18,6 +18,8 @@ public struct SavedModel: Codable, Sendable {
   public var backbone: BackboneConfiguration
   public var objective: TaskObjective
   public var pooling: Pooling
+  /// Inner width of a two-layer head.
+  public var headWidth: Int?
   /// The task it was trained on, as `TaskSpecification` reads it.
   public var task: String
   /// Metrics at the end of training.
@@ -27,6 +29,7 @@ public struct SavedModel: Codable, Sendable {
     backbone = model.backbone.configuration
     objective = model.objective
     pooling = model.pooling
+    headWidth = model.headHidden?.outFeatures
     self.task = task
     self.metrics = metrics
   }
@@ -56,7 +59,7 @@ public struct SavedModel: Codable, Sendable {
       throw FileError(file.path, "does not describe a model: \(error)")
     }
     let model = try TaskModel(
-      saved.backbone, objective: saved.objective, pooling: saved.pooling, generator: RandomGenerator(seed: 0))
+      saved.backbone, objective: saved.objective, pooling: saved.pooling, headWidth: saved.headWidth, generator: RandomGenerator(seed: 0))
     try model.load(try Safetensors.load(folder.appendingPathComponent(weights).path))
     model.eval()
     return (model, saved)

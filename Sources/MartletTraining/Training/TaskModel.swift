@@ -3,14 +3,19 @@ import Foundation
 /// A backbone with the head that a task asks for: pooled classes, or a token at every position.
 public final class TaskModel: Module {
   @Child public var backbone: SequenceBackbone
+  /// Before the head, with ReLU: the two-layer head of image tasks (Amos et al. 2023).
+  @Child(key: "head_hidden") public var headHidden: (any LinearLayer)?
   @Child public var head: any LinearLayer
   public let objective: TaskObjective
   public let pooling: Pooling
 
-  /// Throws `ConfigurationError` for a configuration that makes no model or does not fit the objective.
+  /// - Parameter headWidth: inner width of a two-layer head; `nil` for a linear one.
+  /// - Throws: `ConfigurationError` for a configuration that makes no model or does not fit the objective.
   public init(
-    _ configuration: BackboneConfiguration, objective: TaskObjective, pooling: Pooling = .mean, generator: RandomGenerator
+    _ configuration: BackboneConfiguration, objective: TaskObjective, pooling: Pooling = .mean, headWidth: Int? = nil,
+    generator: RandomGenerator
   ) throws {
+    guard headWidth ?? 1 > 0 else { throw ConfigurationError("the head's inner width must be positive, got \(headWidth ?? 0)") }
     if case .tokens = objective, !configuration.isCausal {
       throw ConfigurationError("the task predicts tokens from what precedes them: its model must be causal")
     }
@@ -18,17 +23,22 @@ public final class TaskModel: Module {
     self.pooling = pooling
     super.init()
     backbone = try SequenceBackbone(configuration, generator: generator)
+    headHidden = headWidth.map { Linear(configuration.width, $0, generator: generator) }
+    let width = headWidth ?? configuration.width
     switch objective {
-    case .classification(let classes): head = Linear(configuration.width, classes, generator: generator)
-    case .tokens(let vocabulary): head = Linear(configuration.width, vocabulary, generator: generator)
+    case .classification(let classes): head = Linear(width, classes, generator: generator)
+    case .tokens(let vocabulary): head = Linear(width, vocabulary, generator: generator)
     }
   }
+
+  /// The head of features [..., width].
+  public func outputs(of features: Tensor) -> Tensor { head(headHidden.map { $0(features).relu() } ?? features) }
 
   /// [batch, classes] for a classification, [batch, length, vocabulary] for tokens.
   public func callAsFunction(_ inputs: Tensor, mask: Tensor? = nil) -> Tensor {
     let x = backbone(inputs, mask: mask)
-    if case .classification = objective { return head(pooling(x, mask: mask)) }
-    return head(x)
+    if case .classification = objective { return outputs(of: pooling(x, mask: mask)) }
+    return outputs(of: x)
   }
 
   /// Mean cross-entropy at the asked positions, in nats.

@@ -46,6 +46,19 @@ public enum TrainingBudget: Sendable, Equatable, Codable, CustomStringConvertibl
     }
   }
 
+  /// A part of the budget and the rest, which together are the whole to the last step; neither is nothing.
+  public func divided(_ fraction: Double) -> (first: TrainingBudget, rest: TrainingBudget) {
+    switch self {
+    case .steps(let n):
+      let first = max(1, min(n - 1, Int((Double(n) * fraction).rounded())))
+      return (.steps(first), .steps(max(1, n - first)))
+    case .seconds(let s): return (.seconds(s * fraction), .seconds(s - s * fraction))
+    case .positions(let n):
+      let first = max(1, min(n - 1, Int((Double(n) * fraction).rounded())))
+      return (.positions(first), .positions(max(1, n - first)))
+    }
+  }
+
   public var description: String {
     switch self {
     case .steps(let n): "\(n) steps"
@@ -162,6 +175,7 @@ public final class Trainer {
   public var shouldInterrupt: () -> Bool = { false }
 
   private var counters = Counters()
+  private let listeners: [any OptimizerStepListener]
 
   /// What a checkpoint keeps besides tensors.
   private struct Counters: Codable {
@@ -190,6 +204,7 @@ public final class Trainer {
       })
     optimizer = configuration.optimizer.make(groups)
     average = configuration.averageDecay.map { ExponentialMovingAverage(problem.model.trainableParameters(), decay: $0) }
+    listeners = problem.model.optimizerStepListeners()
   }
 
   /// Fraction of the budget used.
@@ -292,6 +307,7 @@ public final class Trainer {
     }
     optimizer.step()
     optimizer.zeroGradients()
+    for listener in listeners { listener.optimizerDidStep() }
     average?.update()
     return total
   }

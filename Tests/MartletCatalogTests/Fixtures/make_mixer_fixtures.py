@@ -215,11 +215,17 @@ def masked_input(x, mask):
     return x if mask is None else x * mask[..., None]
 
 
+def of_channels(w, name):
+    """A parameter of the systems that the channels share in turn, for every channel."""
+    x, channels = w["kernel." + name], w["kernel.log_dt"].shape[0]
+    return torch.stack([x[d % x.shape[0]] for d in range(channels)])
+
+
 def s4d(w, x, mask, c):
     u = masked_input(x, mask)
     delta = w["kernel.log_dt"].exp()[:, None]
-    lam = torch.complex(-w["kernel.log_A_real"].exp(), w["kernel.A_imag"])
-    b, output = torch.view_as_complex(w["kernel.B"]), torch.view_as_complex(w["kernel.C"])
+    lam = torch.complex(-of_channels(w, "log_A_real").exp(), of_channels(w, "A_imag"))
+    b, output = torch.view_as_complex(of_channels(w, "B")), torch.view_as_complex(w["kernel.C"])
     if c.get("discretization", "zoh") == "zoh":
         bar_a = (delta * lam).exp()
         bar_b = (bar_a - 1) / lam * b
@@ -245,8 +251,8 @@ def closed(z):
 
 def dense_s4(w):
     """Bilinear discretisation (eq. 3) of the dense A = Lambda - P P* and of B: [D, N, N] and [D, N]."""
-    lam = closed(torch.complex(-w["kernel.log_A_real"].exp(), w["kernel.A_imag"]))
-    b, p = (closed(torch.view_as_complex(w["kernel." + n])) for n in "BP")
+    lam = closed(torch.complex(-of_channels(w, "log_A_real").exp(), of_channels(w, "A_imag")))
+    b, p = (closed(torch.view_as_complex(of_channels(w, n))) for n in "BP")
     delta = w["kernel.log_dt"].exp()[:, None, None]
     a = torch.diag_embed(lam) - p[..., :, None] * p.conj()[..., None, :]
     eye = torch.eye(a.shape[-1], dtype=torch.complex128)
@@ -294,6 +300,7 @@ def legs(n):
 
 def state_weights(id, c, generator):
     d, n = c["width"], c["state"]
+    systems = c.get("n_ssm") or d
     directions = 1 if c["causal"] else 2
 
     def normal(*shape):
@@ -304,13 +311,13 @@ def state_weights(id, c, generator):
         lam, b = torch.complex(torch.full([n // 2], -0.5), math.pi * torch.arange(n // 2)), torch.ones(n // 2, dtype=torch.complex128)
 
     def spread(z):  # every channel slightly different, so that the channels can't be mistaken for each other
-        return torch.view_as_real(z.expand(d, -1).contiguous()) * (1 + 0.1 * normal(d, n // 2, 2))
+        return torch.view_as_real(z.expand(systems, -1).contiguous()) * (1 + 0.1 * normal(systems, n // 2, 2))
 
     w = {
         "D": normal(d),
         "kernel.log_dt": math.log(0.001) + (math.log(0.1) - math.log(0.001)) * torch.rand(d, generator=generator),
-        "kernel.log_A_real": (-lam.real).log() + 0.1 * normal(d, n // 2),
-        "kernel.A_imag": lam.imag * (1 + 0.1 * normal(d, n // 2)),
+        "kernel.log_A_real": (-lam.real).log() + 0.1 * normal(systems, n // 2),
+        "kernel.A_imag": lam.imag * (1 + 0.1 * normal(systems, n // 2)),
         "kernel.B": spread(b),
         "kernel.C": normal(directions, d, n // 2, 2) * math.sqrt(0.5),
         "output.weight": normal(2 * d, d) / math.sqrt(d),
@@ -401,6 +408,8 @@ CASES = {
     "s4_odd": ("s4", {"width": 6, "causal": True, "state": 16, "length": 33}, 1, 33, None, BOTH),
     "s4_shorter": ("s4", {"width": 4, "causal": True, "state": 8, "length": 48}, 2, 27, None, BOTH),
     "s4_bidirectional": ("s4", {"width": 6, "causal": False, "state": 8, "length": 24}, 2, 24, None, PARALLEL),
+    "s4d_shared": ("s4d", {"width": 6, "causal": True, "state": 8, "n_ssm": 2}, 1, 30, None, BOTH),
+    "s4_shared": ("s4", {"width": 6, "causal": True, "state": 8, "n_ssm": 3, "length": 26}, 1, 26, None, BOTH),
 }
 
 

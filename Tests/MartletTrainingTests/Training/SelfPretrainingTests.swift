@@ -118,9 +118,43 @@ import Testing
     #expect(abs(model.maskedLoss(batch, hidden: hidden).item() - expected) < 1e-6)
   }
 
-  @Test func theBudgetIsSharedByTheTwoPhases() {
-    let whole = TrainingBudget.steps(1400)
-    guard case .steps(let a) = whole.scaled(1000.0 / 1400), case .steps(let b) = whole.scaled(1 - 1000.0 / 1400) else { return }
-    #expect(a == 1000 && b == 400)
+  @Test(arguments: [2, 5, 30, 150, 1401], [0.1, 0.4, 0.5, 0.6, 0.999]) func bothPhasesTakeTheBudgetOfOne(_ whole: Int, _ fraction: Double) {
+    for budget in [TrainingBudget.steps(whole), .positions(whole)] {
+      let (first, rest) = budget.divided(fraction)
+      func number(_ budget: TrainingBudget) -> Int {
+        switch budget {
+        case .steps(let n), .positions(let n): n
+        case .seconds: -1
+        }
+      }
+      #expect(number(first) + number(rest) == whole, "\(first) and \(rest) of \(budget)")
+      #expect(number(first) >= 1 && number(rest) >= 1)
+      #expect(abs(Double(number(first)) - Double(whole) * fraction) <= 1)
+    }
+    guard case .seconds(let a) = TrainingBudget.seconds(10).divided(fraction).first,
+      case .seconds(let b) = TrainingBudget.seconds(10).divided(fraction).rest
+    else {
+      Issue.record("seconds must stay seconds")
+      return
+    }
+    #expect(abs(a + b - 10) <= 1e-12)
+  }
+
+  @Test func aTwoLayerHeadStandsOnTheSameBody() throws {
+    let body = configuration(.continuous(channels: 2))
+    let model = try TaskModel(body, objective: .classification(classes: 3), headWidth: 24, generator: RandomGenerator(seed: 9))
+    let x = Tensor.randomNormal([2, 32, 2], generator: RandomGenerator(seed: 7))
+    let pooled = model.backbone(x).mean(axis: 1)
+    let expected = model.head(model.headHidden!(pooled).relu())
+    #expect(model(x).isEqual(to: expected) && model(x).shape == [2, 3])
+    let pretraining = try SelfPretraining(body, objective: .masked(ratio: 0.5), generator: RandomGenerator(seed: 0))
+    try pretraining.transfer(to: model)
+    let folder = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+    defer { try? FileManager.default.removeItem(at: folder) }
+    try SavedModel(model, task: "frequency", metrics: [:]).write(model, to: folder)
+    #expect(try SavedModel.load(folder).model(x).isEqual(to: model(x)))
+    #expect(throws: ConfigurationError.self) {
+      try TaskModel(body, objective: .classification(classes: 3), headWidth: 0, generator: RandomGenerator(seed: 9))
+    }
   }
 }
