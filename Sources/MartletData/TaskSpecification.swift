@@ -321,5 +321,16 @@ extension TaskKind {
         }
         return try DigitsTask(directory: directory, counts: given.counts(200, 500), seed: given.seed())
       }),
+    TaskKind(
+      name: "shift", argument: .none, summary: "The token some positions before.",
+      options: [
+        Option("length", "64", "positions"), Option("distance", "7", "positions back"), Option("symbols", "16", "different tokens"),
+      ] + Option.generated("20000", "500"),
+      example: "shift?length=256&distance=40",
+      make: { given in
+        try ShiftTask(
+          length: given.integer("length", 64), distance: given.integer("distance", 7), symbols: given.integer("symbols", 16),
+          counts: given.counts(20000, 500), seed: given.seed())
+      }),
   ]
 }

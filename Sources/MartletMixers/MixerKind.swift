@@ -66,12 +66,14 @@ public struct MixerKind: Sendable {
     .softmax,
     .window,
     .linear,
+    .nprf,
     .gla,
     .retention,
     .scalarGate,
     .deltaNet,
     .s4d,
     .s4,
+    .sgconv,
   ]
 
   /// The mixer of a name. Throws `ConfigurationError`, which lists the names and suggests the nearest.

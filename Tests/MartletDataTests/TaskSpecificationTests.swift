@@ -31,6 +31,7 @@ import Testing
     #expect(try TaskSpecification("copying?length=100&items=5&symbols=3").make().inputKind == .tokens(vocabulary: 5, padding: nil))
     #expect(try TaskSpecification("dictionary?steps=10&keys=3&values=5").make().objective == .tokens(vocabulary: 9))
     #expect(try TaskSpecification("frequency?length=64&classes=4&noise=0.5").make().objective == .classification(classes: 4))
+    #expect(try TaskSpecification("shift?length=20&symbols=5").make().objective == .tokens(vocabulary: 5))
     #expect(try TaskSpecification("digits?examples=20&heldout=5").make().count(.validation) == 5)
 
     let folder = TemporaryFolder()

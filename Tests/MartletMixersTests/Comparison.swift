@@ -24,10 +24,13 @@ struct MixerCase: Sendable, CustomStringConvertible {
   var description: String { "\(name)\(isCausal ? "" : " (bidirectional)")" }
 
   /// Forms that go through a Fourier transform, where "nothing changes" holds to rounding only.
-  var usesFourier: Bool { ["s4", "s4d"].contains(name) }
+  var usesFourier: Bool { ["s4", "s4d", "sgconv"].contains(name) }
 
   /// Those whose state is a cache that grows with the context.
-  var keepsEveryToken: Bool { name == "softmax" }
+  var keepsEveryToken: Bool { ["softmax", "nprf"].contains(name) }
+
+  /// Options under which a mixer has all the parameters that any of its forms trains slowly.
+  var optionsOfSlowParameters: JSONObject { name == "sgconv" ? ["decay": "power"] : [:] }
 
   /// A mixer of 16 channels with small options and parameters away from their first values, so that biases and gates act.
   func make(
@@ -43,6 +46,8 @@ struct MixerCase: Sendable, CustomStringConvertible {
     set("gate_temperature", 2)
     set("convolution", 3)
     set("chunk", 16)
+    set("kernel_dim", 8)
+    set("features", 6)
     if name == "window" { set("window", 4) }
     let site = MixerSite(width: width, heads: 2, isCausal: isCausal, length: length)
     let generator = RandomGenerator(seed: seed)
