@@ -13,6 +13,11 @@
 // spectra) are stored; here a pair lives in the cache from its product to its sum, so that memory is O(L (m + dv)). The sixteen
 // lanes are phases of one sequence (RightAngle.h): the spectrum of a pair takes 8 bytes a step, 32 KiB at 4k steps, and the
 // bias's spectrum, shared by all pairs of a head, is used as it was transformed once.
+//
+// Six transforms of 5 n/16 log2(n/16) operations by sixteen phases and four products of 8 times 16 a step, for each pair: about 900
+// operations a step and pair at 4k, at some 30 GFLOP/s a core with AVX2. Four heads of 64 channels and 16 features, forward and backward
+// on two busy cores: 63 ms at 512 steps, 179 ms at 1k, 676 ms at 4k, where PyTorch's transforms of the stored products take
+// 1.15, 2.46 and 9.71 s; the quadratic form in plain operators takes 9.5 ms at 128 steps (here 32), 78 at 256 (here 32).
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>

@@ -296,4 +296,26 @@ import Testing
       #expect(!isLonger)
     }
   }
+
+  /// Sequences read alone, of different lengths, go on together as each would alone.
+  @Test func statesOfDifferentLengthsJoin() {
+    for normalized in [true, false] {
+      let layer = attention(normalized: normalized)
+      withoutGradient {
+        let (a, b) = (normal([1, 12, 8], .float64), normal([1, 12, 8], seed: 2, .float64))
+        var (first, second) = (layer.initialState(batch: 1), layer.initialState(batch: 1))
+        _ = layer.advance(a[0..., ..<9], &first)
+        for t in 0..<4 { _ = layer.step(b.selected(axis: 1, t), &second) }
+        var both = NormalizedKernelAttention.State.joined([first, second, first]).selecting([1, 0])
+        for t in 0..<3 {
+          let y = layer.step(concatenated([b.selected(axis: 1, 4 + t), a.selected(axis: 1, 9 + t)]), &both)
+          let expected = concatenated([layer(b[0..., ..<(5 + t)])[0..., 4 + t], layer(a[0..., ..<(10 + t)])[0..., 9 + t]])
+          let error = relativeError(y, expected)
+          #expect(error <= 1e-12, "normalized \(normalized), step \(t): off by \(error), allowed 1e-12")
+        }
+        let goesBack = both.truncate(to: 2)
+        #expect(!goesBack, "what is the second token of each isn't known")
+      }
+    }
+  }
 }

@@ -244,21 +244,67 @@ public final class NormalizedKernelAttention: Module, RecurrentMixer {
 
   // MARK: Recurrent form
 
-  /// Keys and values of every token.
+  /// Keys and values of every token, in memory that doubles when it is full.
   public struct State: TensorState, @unchecked Sendable {
-    /// w·k − ‖k‖²/2, [B, H, t, m].
-    public var keys: Tensor
-    /// [B, H, t, d].
-    public var values: Tensor
+    private var storage: (keys: Tensor, values: Tensor)
+    /// Tokens of the longest sequence.
+    public private(set) var count: Int
+    /// Whether shorter sequences were put beside longer ones, all ending at the same place: what stands before them has no weight.
+    fileprivate private(set) var isAligned = false
+
+    /// - Parameters:
+    ///   - keys: w·k − ‖k‖²/2, [B, H, t, m].
+    ///   - values: [B, H, t, d].
+    public init(keys: Tensor, values: Tensor) {
+      storage = (keys, values)
+      count = keys.dim(2)
+    }
+
+    public var keys: Tensor { storage.keys.narrowed(axis: 2, start: 0, length: count) }
+    public var values: Tensor { storage.values.narrowed(axis: 2, start: 0, length: count) }
     public var tensors: [Tensor] {
       get { [keys, values] }
-      set { (keys, values) = (newValue[0], newValue[1]) }
+      set {
+        storage = (newValue[0], newValue[1])
+        count = newValue[0].dim(2)
+      }
+    }
+
+    /// Bytes of the tokens; the room for further ones doesn't count.
+    fileprivate var byteCount: Int { keys.byteCount + values.byteCount }
+
+    fileprivate mutating func append(_ keys: Tensor, _ values: Tensor) {
+      let total = count + keys.dim(2)
+      if isGradientEnabled {
+        tensors = [concatenated([self.keys, keys], axis: 2), concatenated([self.values, values], axis: 2)]
+        return
+      }
+      if storage.keys.dim(2) < total {
+        let room = max(64, 2 * total) - count
+        func enlarged(_ t: Tensor) -> Tensor {
+          concatenated([t, .empty([t.dim(0), t.dim(1), room, t.dim(3)], dtype: t.dtype, device: t.device)], axis: 2)
+        }
+        storage = (enlarged(self.keys), enlarged(self.values))
+      }
+      storage.keys.narrowed(axis: 2, start: count, length: keys.dim(2)).copyInPlace(keys)
+      storage.values.narrowed(axis: 2, start: count, length: values.dim(2)).copyInPlace(values)
+      count = total
+    }
+
+    /// Sequences of different lengths end at the same place, as only differences of positions count.
+    public static func joined(_ states: [State]) -> State {
+      let longest = states.map(\.count).max() ?? 0
+      func joined(_ tensors: [Tensor], _ filling: Double) -> Tensor {
+        concatenated(tensors.map { $0.padded([0, 0, longest - $0.dim(2), 0], value: filling) })
+      }
+      var result = State(keys: joined(states.map(\.keys), -.infinity), values: joined(states.map(\.values), 0))
+      result.isAligned = states.contains { $0.isAligned || $0.count < longest }
+      return result
     }
 
     public mutating func truncate(to length: Int) -> Bool {
-      guard length <= keys.dim(2) else { return false }
-      keys = keys.narrowed(axis: 2, start: 0, length: length)
-      values = values.narrowed(axis: 2, start: 0, length: length)
+      guard length <= count, !isAligned else { return false }
+      count = length
       return true
     }
   }
@@ -274,20 +320,21 @@ public final class NormalizedKernelAttention: Module, RecurrentMixer {
   public func step(_ x: Tensor, _ state: inout State) -> Tensor { advance(x.expandedDimension(1), &state).squeezed(1) }
 
   public func advance(_ x: Tensor, _ state: inout State) -> Tensor {
-    let before = state.keys.dim(2)
+    require(!(state.isAligned && configuration.columns != nil), "sequences at different places of a grid can't go on together")
+    let before = state.count
     let (q, k, v) = project(x)
-    state.keys = concatenated([state.keys, k.to(state.keys.dtype)], axis: 2)
-    state.values = concatenated([state.values, v.to(state.values.dtype)], axis: 2)
+    state.append(k.to(stateKind(query).dtype), v.to(stateKind(query).dtype))
     if before == 0 { return output(mergeHeads(mix(positive(q, axes: [-1]), positive(k, axes: [-1, -2]), v))) }
     // Queries in blocks, so that the matrix of weights stays small.
-    let block = max(1, (1 << 20) / state.keys.dim(2))
+    let block = max(1, (1 << 20) / state.count)
     let keys = positive(state.keys, axes: [-1, -2])
+    let values = state.values
     var outputs: [Tensor] = []
     for start in stride(from: 0, to: x.dim(1), by: block) {
       let count = min(block, x.dim(1) - start)
       let queries = positive(q.narrowed(axis: 2, start: start, length: count).to(keys.dtype), axes: [-1])
       let seen = before + start + count
-      let (seenKeys, seenValues) = (keys.narrowed(axis: 2, start: 0, length: seen), state.values.narrowed(axis: 2, start: 0, length: seen))
+      let (seenKeys, seenValues) = (keys.narrowed(axis: 2, start: 0, length: seen), values.narrowed(axis: 2, start: 0, length: seen))
       let (i, j) = (Tensor.arange(count) + (before + start), Tensor.arange(seen))
       if let rpe {
         outputs.append(weighted(queries, seenKeys, seenValues, query: i, key: j, rpe))
@@ -299,7 +346,7 @@ public final class NormalizedKernelAttention: Module, RecurrentMixer {
     return output(mergeHeads(concatenated(outputs, axis: 2).to(x.dtype)))
   }
 
-  public func stateBytes(_ state: State) -> Int { state.keys.byteCount + state.values.byteCount }
+  public func stateBytes(_ state: State) -> Int { state.byteCount }
 
   public func multiplyAdds(length: Int) -> Int {
     let (d, m) = (headWidth, configuration.features)

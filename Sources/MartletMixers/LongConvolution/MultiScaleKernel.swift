@@ -142,7 +142,8 @@ public final class MultiScaleKernel: Module {
     var pieces: [Tensor] = []
     var start = 0
     for i in 0..<c.scales where start < taps {
-      var piece = weight.selected(axis: 1, i)
+      // Scaled while it is small.
+      var piece = weight.selected(axis: 1, i) / norm.expandedDimension(-1)
       if let multiplier, i > 0 { piece = piece * multiplier.pow(-Double(i)).expandedDimension(-1) }
       switch c.arrangement {
       case .concatenated:
@@ -159,6 +160,6 @@ public final class MultiScaleKernel: Module {
       let distance = Tensor.arange(1, Double(taps + 1), dtype: k.dtype, device: k.device).log()
       k = k * (-(exponent.expandedDimension(-1) * distance)).exp()
     }
-    return k / norm.expandedDimension(-1)
+    return k
   }
 }
