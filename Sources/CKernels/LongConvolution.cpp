@@ -3,460 +3,34 @@
 //     y_l = sum_{m=0..l} k_m u_{l-m} + skip u_l            (causal)
 //     y_l += sum_{m>=0} k'_m u_{l+m}                       (two-sided: a second kernel run on the reversed sequence)
 //
-// The transform is our own, because the data have a shape that a general library cannot use: many channels of one
-// length, channel-last in memory. Sixteen channels are the sixteen lanes of a vector; every butterfly is then plain vector
-// arithmetic with broadcast twiddles, without shuffles and without packing.
-//
-// Zero-padding is avoided by the *right-angle* transform: with z = exp(-2 pi i (j + 1/4) / n) the products of the
-// spectra are products of polynomials modulo z^n = -i, so what wraps around lands in the imaginary part and the real
-// part is exactly the first n terms of the unwrapped convolution. A real sequence of length n therefore costs one
-// complex transform of n points, where the usual real transform needs 2n padded points. As z^-1 is the conjugate of z:
-// * correlation (both gradients) multiplies by the conjugate spectrum;
-// * a two-sided kernel is the spectrum K + conj(K'), that is the transform of the complex sequence k_l + i k'_{n-l}.
-//
-// Long transforms take two passes over memory (n = columns x rows, each fitting the first-level cache); the digit-
-// reversed order that decimation in frequency leaves is never undone, since decimation in time starts from it.
+// The transform is our own (RightAngle.h), because the data have a shape that a general library cannot use: many channels of one
+// length, channel-last in memory. Up to 8k steps sixteen channels are transformed together, beyond that the sixteen phases of one.
 //
 // Limits met, one Zen 5 core (peak 235 GFLOP/s of multiply-adds), counting 5 n log2 n operations a transform: 127 GFLOP/s
-// at 4k steps, in the second-level cache, which is what butterflies of half-fused additions can reach; 45 GFLOP/s at 64k,
-// where a tile of sixteen channels (8 MiB a spectrum) streams through the shared cache four times.
+// at 4k steps, sixteen channels in the second-level cache, which is what butterflies of half-fused additions can reach. Beyond, those sixteen
+// streamed through the shared cache four times, and scratch and results of more than 32 MiB cost a page fault every 4 KiB at every call
+// (half of the time at 256k steps on a virtual machine): hence phases, scratch that is kept, and large pages. Forward and backward, ns a
+// step and channel on one core of a busy two-core machine with AVX2 and 512 KiB of second-level cache: 5.5 and 12 at 4k, 8.6 and 16 at
+// 16k, 9.6 and 20 at 64k, 13.6 and 32 at 256k (without these 9.4 and 29 at 64k, 21 and 37 at 256k in the same minutes).
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <array>
-#include <cmath>
-#include <map>
-#include <memory>
-#include <mutex>
 #include <optional>
 #include <vector>
 
+#include "Memory.h"
 #include "Parallel.h"
-#include "Vector.h"
-
-#pragma clang diagnostic ignored "-Wpsabi"
+#include "RightAngle.h"
 
 namespace martlet {
 namespace {
 
-constexpr int64_t lanes = 16;
-constexpr int64_t point = 2 * lanes;  // floats a complex point of sixteen channels: real parts, then imaginary parts
-
 /// Taps (of both sides) up to which the direct sum beats the transforms. Measured, forward and backward of 32 channels:
 /// the times cross at 80 taps for 512 and 4k steps, and at 190 for 64k, where the transforms leave the second-level cache.
 constexpr int64_t directLimit(int64_t length) { return length <= 16384 ? 80 : 192; }
-
-/// Functions of the standard library are not emitted for the clones of MARTLET_VECTOR; hence this one.
-MARTLET_INLINE int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
-
-typedef float Lanes __attribute__((vector_size(64)));
-struct Complex {
-  Lanes re, im;
-};
-
-MARTLET_INLINE void load(Lanes& value, const float* from) { std::memcpy(&value, from, sizeof value); }
-MARTLET_INLINE void store(float* to, const Lanes& value) { std::memcpy(to, &value, sizeof value); }
-MARTLET_INLINE void load(Complex& value, const float* from) {
-  load(value.re, from);
-  load(value.im, from + lanes);
-}
-MARTLET_INLINE void store(float* to, const Complex& value) {
-  store(to, value.re);
-  store(to + lanes, value.im);
-}
-MARTLET_INLINE void add(Complex& sum, const Complex& a, const Complex& b) {
-  sum.re = a.re + b.re;
-  sum.im = a.im + b.im;
-}
-MARTLET_INLINE void subtract(Complex& difference, const Complex& a, const Complex& b) {
-  difference.re = a.re - b.re;
-  difference.im = a.im - b.im;
-}
-/// a += (0, sign) * b
-MARTLET_INLINE void addRotated(Complex& sum, const Complex& a, const Complex& b, float sign) {
-  sum.re = a.re - sign * b.im;
-  sum.im = a.im + sign * b.re;
-}
-/// x *= (re + i sign im), the factor shared by the sixteen lanes.
-MARTLET_INLINE void rotate(Complex& x, const float* factor, float sign) {
-#pragma clang fp contract(fast)
-  const float c = factor[0], s = sign * factor[1];
-  const Lanes re = x.re * c - x.im * s;
-  x.im = x.re * s + x.im * c;
-  x.re = re;
-}
-MARTLET_INLINE void multiply(Complex& product, const Complex& a, const Complex& b) {
-#pragma clang fp contract(fast)
-  const Lanes re = a.re * b.re - a.im * b.im;
-  product.im = a.re * b.im + a.im * b.re;
-  product.re = re;
-}
-MARTLET_INLINE void multiplyConjugate(Complex& product, const Complex& a, const Complex& b) {
-#pragma clang fp contract(fast)
-  const Lanes re = a.re * b.re + a.im * b.im;
-  product.im = a.im * b.re - a.re * b.im;
-  product.re = re;
-}
-
-// MARK: Transforms of one dimension
-
-struct Stage {
-  int64_t radix, sub;      // butterflies over points that are `sub` apart, in blocks of radix * sub
-  const float* twiddles;   // [sub][radix - 1] pairs (cos, -sin)
-};
-
-/// A complex transform of size 2^a times 1, 3 or 5: radix 4 throughout, one odd (or 2) stage at the end.
-struct Transform {
-  int64_t size = 1, stageCount = 0;
-  Stage stage[32];
-  std::vector<float> twiddles;
-  std::vector<int64_t> frequency;  // of the value that decimation in frequency leaves at each position
-
-  explicit Transform(int64_t size) : size(size), frequency(static_cast<size_t>(size), 0) {
-    std::vector<int64_t> radices;
-    int64_t rest = size;
-    while (rest % 4 == 0 && rest > 1) radices.push_back(4), rest /= 4;
-    for (int64_t radix : {2, 3, 5})
-      while (rest % radix == 0 && rest > 1) radices.push_back(radix), rest /= radix;
-    TORCH_INTERNAL_ASSERT(rest == 1);
-    std::vector<size_t> offsets;
-    int64_t block = size;
-    for (int64_t radix : radices) {
-      const int64_t sub = block / radix;
-      offsets.push_back(twiddles.size());
-      for (int64_t j = 0; j < sub; ++j)
-        for (int64_t q = 1; q < radix; ++q) {
-          const double angle = -2 * M_PI * static_cast<double>(j * q) / static_cast<double>(block);
-          twiddles.push_back(static_cast<float>(std::cos(angle)));
-          twiddles.push_back(static_cast<float>(std::sin(angle)));
-        }
-      // The digit that this stage makes is worth `size / block` in the frequency and `sub` in the position.
-      for (int64_t p = 0; p < size; ++p) frequency[static_cast<size_t>(p)] += (p % block) / sub * (size / block);
-      stage[stageCount++] = {radix, sub, nullptr};
-      block = sub;
-    }
-    for (size_t i = 0; i < offsets.size(); ++i) stage[i].twiddles = twiddles.data() + offsets[i];
-  }
-  Transform(const Transform&) = delete;
-};
-
-/// The discrete transform of `radix` points at x, x + step, ...; sign -1 forward (e^{-i...}), +1 backward.
-template <int radix>
-MARTLET_INLINE void butterfly(Complex (&v)[radix], float sign) {
-#pragma clang fp contract(fast)
-  if constexpr (radix == 2) {
-    const Complex a = v[0];
-    add(v[0], a, v[1]);
-    subtract(v[1], a, v[1]);
-  } else if constexpr (radix == 3) {
-    Complex sum, difference, middle;
-    add(sum, v[1], v[2]);
-    subtract(difference, v[1], v[2]);
-    middle.re = v[0].re - 0.5f * sum.re;
-    middle.im = v[0].im - 0.5f * sum.im;
-    add(v[0], v[0], sum);
-    const float s = 0.866025403784438647f;
-    addRotated(v[1], middle, difference, sign * s);
-    addRotated(v[2], middle, difference, -sign * s);
-  } else if constexpr (radix == 4) {
-    Complex t0, t1, t2, t3;
-    add(t0, v[0], v[2]);
-    subtract(t1, v[0], v[2]);
-    add(t2, v[1], v[3]);
-    subtract(t3, v[1], v[3]);
-    add(v[0], t0, t2);
-    subtract(v[2], t0, t2);
-    addRotated(v[1], t1, t3, sign);
-    addRotated(v[3], t1, t3, -sign);
-  } else {
-    static_assert(radix == 5);
-    const float c1 = 0.309016994374947424f, c2 = -0.809016994374947424f;
-    const float s1 = 0.951056516295153572f, s2 = 0.587785252292473129f;
-    Complex a, b, p, q, m1, m2, r1, r2;
-    add(a, v[1], v[4]);
-    subtract(p, v[1], v[4]);
-    add(b, v[2], v[3]);
-    subtract(q, v[2], v[3]);
-    m1.re = v[0].re + c1 * a.re + c2 * b.re;
-    m1.im = v[0].im + c1 * a.im + c2 * b.im;
-    m2.re = v[0].re + c2 * a.re + c1 * b.re;
-    m2.im = v[0].im + c2 * a.im + c1 * b.im;
-    r1.re = s1 * p.re + s2 * q.re;
-    r1.im = s1 * p.im + s2 * q.im;
-    r2.re = s2 * p.re - s1 * q.re;
-    r2.im = s2 * p.im - s1 * q.im;
-    v[0].re += a.re + b.re;
-    v[0].im += a.im + b.im;
-    addRotated(v[1], m1, r1, sign);
-    addRotated(v[4], m1, r1, -sign);
-    addRotated(v[2], m2, r2, sign);
-    addRotated(v[3], m2, r2, -sign);
-  }
-}
-
-/// One stage over `size` elements of `width` neighbouring points each, which share their twiddles.
-template <int radix, bool forward, int width>
-MARTLET_INLINE void runStage(float* x, int64_t size, const Stage& stage) {
-  const int64_t sub = stage.sub, step = sub * width * point;
-  const float* const twiddles = stage.twiddles;
-  for (float* block = x; block < x + size * width * point; block += radix * step) {
-    const float* twiddle = twiddles;
-    for (int64_t j = 0; j < sub; ++j, twiddle += 2 * (radix - 1)) {
-      for (int64_t r = 0; r < width; ++r) {
-        float* at = block + (j * width + r) * point;
-        Complex v[radix];
-#pragma clang loop unroll(full)
-        for (int q = 0; q < radix; ++q) load(v[q], at + q * step);
-        if constexpr (forward) butterfly<radix>(v, -1.0f);
-        if (sub > 1) {
-#pragma clang loop unroll(full)
-          for (int q = 1; q < radix; ++q) rotate(v[q], twiddle + 2 * (q - 1), forward ? 1.0f : -1.0f);
-        }
-        if constexpr (!forward) butterfly<radix>(v, 1.0f);
-#pragma clang loop unroll(full)
-        for (int q = 0; q < radix; ++q) store(at + q * step, v[q]);
-      }
-    }
-  }
-}
-
-template <bool forward, int width>
-MARTLET_INLINE void runStage(float* x, int64_t size, const Stage& stage) {
-  switch (stage.radix) {
-    case 2: return runStage<2, forward, width>(x, size, stage);
-    case 3: return runStage<3, forward, width>(x, size, stage);
-    case 4: return runStage<4, forward, width>(x, size, stage);
-    default: return runStage<5, forward, width>(x, size, stage);
-  }
-}
-
-/// In place, natural order to digit-reversed order.
-template <int width = 1>
-MARTLET_INLINE void transformForward(float* x, const Transform& transform) {
-  for (int64_t i = 0; i < transform.stageCount; ++i) runStage<true, width>(x, transform.size, transform.stage[i]);
-}
-/// In place, digit-reversed order to natural order, without the factor 1/size.
-template <int width = 1>
-MARTLET_INLINE void transformBackward(float* x, const Transform& transform) {
-  for (int64_t i = transform.stageCount; i-- > 0;) runStage<false, width>(x, transform.size, transform.stage[i]);
-}
-
-// MARK: The right-angle transform in two passes
-
-/// l = l1 * rows.size + l2. Columns run over l1, rows over l2.
-struct RightAngle {
-  int64_t size;
-  Transform column, row;
-  int64_t pitch;              // floats between rows; one point more than the row, so that columns miss no cache sets
-  const float* twist;    // [column.size] e^{-i pi l1 / (2 column.size)}
-  const float* between;  // [row.size][column.size] e^{-2 pi i l2 (frequency(p) + 1/4) / size}
-
-  RightAngle(const RightAngle&) = delete;
-  RightAngle(int64_t columns, int64_t rows) : size(columns * rows), column(columns), row(rows), pitch((rows + 1) * point) {
-    tables_.reserve(static_cast<size_t>(2 * (columns + size)));
-    for (int64_t l1 = 0; l1 < columns; ++l1) push(static_cast<double>(l1) / static_cast<double>(4 * columns));
-    for (int64_t l2 = 0; l2 < rows; ++l2)
-      for (int64_t p = 0; p < columns; ++p) {
-        const int64_t quarters = l2 * (4 * column.frequency[static_cast<size_t>(p)] + 1) % (4 * size);
-        push(static_cast<double>(quarters) / static_cast<double>(4 * size));
-      }
-    twist = tables_.data();
-    between = twist + 2 * columns;
-  }
-  int64_t floats() const { return column.size * pitch; }
-
- private:
-  std::vector<float> tables_;
-  void push(double turns) {
-    tables_.push_back(static_cast<float>(std::cos(2 * M_PI * turns)));
-    tables_.push_back(static_cast<float>(-std::sin(2 * M_PI * turns)));
-  }
-};
-
-constexpr int64_t columnLimit = 64;  // four columns of 64 points are 32 KiB
-
-/// The smallest size of the form 2^a times 1, 3 or 5 (at most 4/3 of what is needed), cut in two near its root when it
-/// would leave the first-level cache. Columns are short, so that four neighbours fit; rows may fill the second level.
-std::shared_ptr<const RightAngle> rightAngle(int64_t length) {
-  int64_t best = 1;
-  while (best < length) best *= 2;
-  int64_t odd = 1;
-  for (int64_t factor : {3, 5}) {
-    int64_t size = factor;
-    while (size < length) size *= 2;
-    if (size < best) best = size, odd = factor;
-  }
-  const int64_t power = best / odd;
-  int64_t columns = 1;
-  if (best > 512)
-    while (columns * columns * 2 <= best && columns < columnLimit && columns < power) columns *= 2;
-  static std::mutex lock;
-  static std::map<int64_t, std::shared_ptr<const RightAngle>> plans;
-  std::lock_guard<std::mutex> hold(lock);
-  auto& plan = plans[best];
-  if (!plan) plan = std::make_shared<const RightAngle>(columns, best / columns);
-  return plan;
-}
-
-/// A sequence of packed steps, `pitch` floats apart, and, for two-sided kernels, a second one ([length][16], may be null)
-/// whose step m >= 1 is the imaginary part at size - m.
-struct Steps {
-  float* data;
-  int64_t pitch, length;
-  float* wrapped = nullptr;
-};
-
-/// `width` neighbouring columns from l2 on: gathered, twisted, transformed, twisted again, spread over the rows of `work`.
-template <int width>
-MARTLET_INLINE void forwardColumn(const Steps& source, const RightAngle& plan, int64_t l2, float* work, float* column) {
-#pragma clang fp contract(fast)
-  const int64_t columns = plan.column.size, rows = plan.row.size, length = source.length;
-  const float* const twist = plan.twist;
-  for (int64_t l1 = 0; l1 < columns; ++l1) {
-    const float c = twist[2 * l1], s = twist[2 * l1 + 1];
-    for (int64_t r = 0; r < width; ++r) {
-      const int64_t l = l1 * rows + l2 + r, mirrored = plan.size - l;
-      Complex v{};
-      Lanes value;
-      if (l < length) {
-        load(value, source.data + l * source.pitch);
-        v.re = value * c;
-        v.im = value * s;
-      }
-      if (source.wrapped && mirrored < length) {
-        load(value, source.wrapped + mirrored * lanes);
-        v.re -= value * s;
-        v.im += value * c;
-      }
-      store(column + (l1 * width + r) * point, v);
-    }
-  }
-  transformForward<width>(column, plan.column);
-  const float* const between = plan.between + 2 * l2 * columns;
-  for (int64_t p = 0; p < columns; ++p)
-    for (int64_t r = 0; r < width; ++r) {
-      Complex v;
-      load(v, column + (p * width + r) * point);
-      rotate(v, between + 2 * (r * columns + p), 1.0f);
-      store(work + p * plan.pitch + (l2 + r) * point, v);
-    }
-}
-
-/// The column half of the forward transform; zero beyond the length.
-MARTLET_VECTOR static void forwardColumns(const Steps& source, const RightAngle& plan, float* work, float* column) {
-  const int64_t rows = plan.row.size;
-  int64_t l2 = 0;
-  for (; l2 + 4 <= rows; l2 += 4) forwardColumn<4>(source, plan, l2, work, column);
-  for (; l2 < rows; ++l2) forwardColumn<1>(source, plan, l2, work, column);
-}
-
-template <int width>
-MARTLET_INLINE void backwardColumn(const float* work, float* column, const RightAngle& plan, int64_t l2, const Steps& target,
-                                   const Steps& base, const Lanes& skips) {
-#pragma clang fp contract(fast)
-  const int64_t columns = plan.column.size, rows = plan.row.size, length = target.length;
-  const float scale = static_cast<float>(1.0 / static_cast<double>(plan.size));
-  const float* const twist = plan.twist;
-  const float* const between = plan.between + 2 * l2 * columns;
-  for (int64_t p = 0; p < columns; ++p)
-    for (int64_t r = 0; r < width; ++r) {
-      Complex v;
-      load(v, work + p * plan.pitch + (l2 + r) * point);
-      rotate(v, between + 2 * (r * columns + p), -1.0f);
-      store(column + (p * width + r) * point, v);
-    }
-  transformBackward<width>(column, plan.column);
-  for (int64_t l1 = 0; l1 < columns; ++l1) {
-    const float c = twist[2 * l1] * scale, s = twist[2 * l1 + 1] * scale;
-    for (int64_t r = 0; r < width; ++r) {
-      const int64_t l = l1 * rows + l2 + r, mirrored = plan.size - l;
-      Complex v;
-      load(v, column + (l1 * width + r) * point);
-      if (l < length) {
-        Lanes value = v.re * c + v.im * s;
-        if (base.data) {
-          Lanes input;
-          load(input, base.data + l * base.pitch);
-          value += skips * input;
-        }
-        store(target.data + l * target.pitch, value);
-      }
-      if (target.wrapped && mirrored < length) store(target.wrapped + mirrored * lanes, v.im * c - v.re * s);
-    }
-  }
-}
-
-/// The column half of the backward transform, with the factor 1/size; skip times `base` is added unless its data is null.
-MARTLET_VECTOR static void backwardColumns(const float* work, float* column, const RightAngle& plan, const Steps& target,
-                                           const Steps& base, const float* skip) {
-  Lanes skips{};
-  if (base.data) load(skips, skip);
-  const int64_t rows = plan.row.size;
-  int64_t l2 = 0;
-  for (; l2 + 4 <= rows; l2 += 4) backwardColumn<4>(work, column, plan, l2, target, base, skips);
-  for (; l2 < rows; ++l2) backwardColumn<1>(work, column, plan, l2, target, base, skips);
-}
-
-/// input <- the rows of F^-1(F(input) kernel), `kernel` already a spectrum unless `fresh`.
-MARTLET_VECTOR static void convolveRows(float* input, float* kernel, bool fresh, const RightAngle& plan) {
-  for (int64_t p = 0; p < plan.column.size; ++p) {
-    float* u = input + p * plan.pitch;
-    float* k = kernel + p * plan.pitch;
-    transformForward(u, plan.row);
-    if (fresh) transformForward(k, plan.row);
-    for (int64_t i = 0; i < plan.row.size * point; i += point) {
-      Complex a, b;
-      load(a, u + i);
-      load(b, k + i);
-      multiply(a, a, b);
-      store(u + i, a);
-    }
-    transformBackward(u, plan.row);
-  }
-}
-
-/// gradient <- rows of F^-1(F(gradient) conj(kernel)); product (+)= F(gradient) conj(F(input)). With `last` the product
-/// is transformed back too. `product` may be `input`.
-MARTLET_VECTOR static void correlateRows(float* input, float* gradient, float* kernel, float* product, bool fresh,
-                                         bool accumulate, bool last, bool needsInput, bool needsKernel,
-                                         const RightAngle& plan) {
-  for (int64_t p = 0; p < plan.column.size; ++p) {
-    float* u = needsKernel ? input + p * plan.pitch : nullptr;
-    float* g = gradient + p * plan.pitch;
-    float* k = needsInput ? kernel + p * plan.pitch : nullptr;
-    float* sum = needsKernel ? product + p * plan.pitch : nullptr;
-    transformForward(g, plan.row);
-    if (needsKernel) {
-      transformForward(u, plan.row);
-      for (int64_t i = 0; i < plan.row.size * point; i += point) {
-        Complex a, b;
-        load(a, g + i);
-        load(b, u + i);
-        multiplyConjugate(b, a, b);
-        if (accumulate) {
-          Complex before;
-          load(before, sum + i);
-          add(b, b, before);
-        }
-        store(sum + i, b);
-      }
-      if (last) transformBackward(sum, plan.row);
-    }
-    if (needsInput) {
-      if (fresh) transformForward(k, plan.row);
-      for (int64_t i = 0; i < plan.row.size * point; i += point) {
-        Complex a, b;
-        load(a, g + i);
-        load(b, k + i);
-        multiplyConjugate(a, a, b);
-        store(g + i, a);
-      }
-      transformBackward(g, plan.row);
-    }
-  }
-}
 
 // MARK: The direct sum, for short kernels
 
@@ -507,73 +81,6 @@ MARTLET_VECTOR static void directTaps(const float* input, const float* gradient,
   }
 }
 
-// MARK: Tiles of sixteen channels
-
-template <int half>
-MARTLET_INLINE void interleave(Lanes& result, const Lanes& a, const Lanes& b) {
-  if constexpr (half == 0)
-    result = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  else
-    result = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-}
-
-/// Four rounds of perfect shuffles transpose sixteen rows.
-MARTLET_INLINE void transpose(Lanes (&rows)[16]) {
-#pragma clang loop unroll(full)
-  for (int round = 0; round < 4; ++round) {
-    Lanes next[16];
-#pragma clang loop unroll(full)
-    for (int i = 0; i < 8; ++i) {
-      interleave<0>(next[2 * i], rows[i], rows[i + 8]);
-      interleave<1>(next[2 * i + 1], rows[i], rows[i + 8]);
-    }
-#pragma clang loop unroll(full)
-    for (int i = 0; i < 16; ++i) rows[i] = next[i];
-  }
-}
-
-/// packed[l][c] = from[c * channelStride + l * timeStride], zero for c >= channels.
-MARTLET_VECTOR static void packTile(const float* from, int64_t channelStride, int64_t timeStride, int64_t channels,
-                                    int64_t length, float* packed) {
-  int64_t l = 0;
-  if (timeStride == 1) {
-    for (; l + 16 <= length; l += 16) {
-      Lanes rows[16] = {};
-      if (channels == lanes) {
-#pragma clang loop unroll(full)
-        for (int c = 0; c < 16; ++c) load(rows[c], from + c * channelStride + l);
-      } else {
-        for (int64_t c = 0; c < channels; ++c) load(rows[c], from + c * channelStride + l);
-      }
-      transpose(rows);
-#pragma clang loop unroll(full)
-      for (int i = 0; i < 16; ++i) store(packed + (l + i) * lanes, rows[i]);
-    }
-  }
-  for (; l < length; ++l)
-    for (int64_t c = 0; c < lanes; ++c) packed[l * lanes + c] = c < channels ? from[c * channelStride + l * timeStride] : 0.0f;
-}
-
-MARTLET_VECTOR static void unpackTile(const float* packed, int64_t channels, int64_t length, float* to, int64_t channelStride,
-                                      int64_t timeStride) {
-  int64_t l = 0;
-  if (timeStride == 1) {
-    for (; l + 16 <= length; l += 16) {
-      Lanes rows[16];
-#pragma clang loop unroll(full)
-      for (int i = 0; i < 16; ++i) load(rows[i], packed + (l + i) * lanes);
-      transpose(rows);
-      if (channels == lanes) {
-#pragma clang loop unroll(full)
-        for (int c = 0; c < 16; ++c) store(to + c * channelStride + l, rows[c]);
-      } else {
-        for (int64_t c = 0; c < channels; ++c) store(to + c * channelStride + l, rows[c]);
-      }
-    }
-  }
-  for (; l < length; ++l)
-    for (int64_t c = 0; c < channels; ++c) to[c * channelStride + l * timeStride] = packed[l * lanes + c];
-}
 
 /// sums[c] += sum_l a[l][c] b[l][c], short runs in single precision, their sums in double.
 MARTLET_VECTOR static void addProducts(const float* a, int64_t aPitch, const float* b, int64_t bPitch, int64_t length, double* sums) {
@@ -632,21 +139,6 @@ Tile kernelTileOf(const at::Tensor& kernel, int64_t group, int64_t length) {
           std::min(lanes, kernel.size(0) - first), length};
 }
 
-/// Scratch of one worker: named pieces of one allocation.
-class Scratch {
- public:
-  explicit Scratch(std::initializer_list<int64_t> sizes) {
-    for (int64_t size : sizes) offsets_.push_back(total_), total_ += (size + 15) / 16 * 16;
-  }
-  void allocate(int64_t workers) { storage_ = at::empty({workers * total_}, at::kFloat); }
-  float* piece(int64_t worker, size_t index) const { return storage_.data_ptr<float>() + worker * total_ + offsets_[index]; }
-
- private:
-  int64_t total_ = 0;
-  std::vector<int64_t> offsets_;
-  at::Tensor storage_;
-};
-
 /// Channel groups and, where those are fewer than the workers, pieces of the batch.
 struct Division {
   int64_t groups, pieces, batch;
@@ -702,10 +194,172 @@ void packSegment(const Tile& tile, int64_t begin, int64_t count, float* packed) 
   std::fill_n(packed + (last - begin) * lanes, (begin + count - last) * lanes, 0.0f);
 }
 
+// MARK: Long sequences, one channel at a time
+
+/// Steps beyond which the spectra of sixteen channels leave the second-level cache, and those of sixteen phases of one pay.
+constexpr int64_t phaseLimit = 8192;
+
+/// What the phases of one channel need. Rows have sixteen steps more than the sequence, so that they don't meet in one cache set.
+struct PhasePlan {
+  std::shared_ptr<const RightAngle> transform;
+  int64_t steps, pitch, ahead, work, column;  // steps of sixteen; floats of a row, of a row of a reversed kernel, of a spectrum, of a column
+
+  explicit PhasePlan(int64_t length)
+      : transform(rightAngle((length + lanes - 1) / lanes)), steps((length + lanes - 1) / lanes), pitch((steps + 1) * lanes),
+        ahead((steps + 1) * lanes), work(transform->floats()), column(4 * transform->column.size * point) {}
+};
+
+/// The kernel of a channel. Step 0 belongs to both directions.
+Steps kernelSteps(const at::Tensor& kernel, const std::optional<at::Tensor>& reversed, int64_t channel, int64_t taps, float* row, float* back) {
+  const float* ahead = kernel.data_ptr<float>() + channel * kernel.stride(0);
+  if (!reversed) return kernelSteps(ahead, kernel.stride(1), nullptr, 0, taps, row, back);
+  const float* behind = reversed->data_ptr<float>() + channel * reversed->stride(0);
+  const Steps steps = kernelSteps(ahead, kernel.stride(1), behind, reversed->stride(1), taps, row, back);
+  row[0] += behind[0];
+  return steps;
+}
+
+/// The sixteen channels of a tile as rows of steps that are contiguous in time.
+struct Rows {
+  float* data;
+  int64_t pitch;
+
+  /// In place where the tile has them, else in `scratch` (sixteen rows of `pitch`).
+  Rows(const Tile& tile, float* scratch, int64_t pitch) : data(scratch), pitch(pitch) {
+    if (tile.timeStride == 1 && tile.length % lanes == 0) data = tile.data, this->pitch = tile.channelStride;
+  }
+  static Rows filled(const Tile& tile, float* scratch, int64_t pitch) {
+    const Rows rows(tile, scratch, pitch);
+    if (rows.data == scratch) packRows(tile.data, tile.channelStride, tile.timeStride, tile.channels, tile.length, scratch, pitch);
+    return rows;
+  }
+  Steps steps(int64_t channel, int64_t count) const { return {data + channel * pitch, lanes, count}; }
+};
+
+at::Tensor convolvePhases(at::Tensor output, const at::Tensor& input, const at::Tensor& kernel, const std::optional<at::Tensor>& reversed,
+                          const at::Tensor& skips) {
+  const int64_t length = input.size(2), taps = std::min(kernel.size(1), length);
+  const Division division(input.size(0), input.size(1));
+  const PhasePlan plan(length);
+  const RightAngle& transform = *plan.transform;
+  // The kernels' spectra are kept for the sequences of a piece.
+  const bool several = division.batch > division.pieces;
+  // Pieces: 0 kernel, 1 reversed kernel, 2 rows in, 3 rows out, 4 kernel spectra, 5 spectrum, 6 columns.
+  Scratch scratch({plan.pitch, reversed ? plan.ahead : 0, lanes * plan.pitch, lanes * plan.pitch, (several ? lanes : 1) * plan.work, plan.work,
+                   plan.column});
+  scratch.allocate(std::min(workerCount(), division.tasks()));
+  parallelTasks(division.tasks(), [&](int64_t task, int64_t worker) {
+    const int64_t group = task / division.pieces, piece = task % division.pieces;
+    const auto at = [&](size_t index) { return scratch.piece(worker, index); };
+    const int64_t begin = division.begin(piece);
+    for (int64_t b = begin; b < division.begin(piece + 1); ++b) {
+      const Tile u = tileOf(input, b, group), y = tileOf(output, b, group);
+      const Rows in = Rows::filled(u, at(2), plan.pitch), out(y, at(3), plan.pitch);
+      for (int64_t c = 0; c < u.channels; ++c) {
+        const int64_t channel = group * lanes + c;
+        float* spectrum = at(4) + (several ? c : 0) * plan.work;
+        if (b == begin)
+          forwardColumns(kernelSteps(kernel, reversed, channel, taps, at(0), at(1)), transform, spectrum, at(6));
+        const Steps steps = in.steps(c, plan.steps);
+        forwardColumns(steps, transform, at(5), at(6));
+        convolveRows(at(5), spectrum, b == begin, true, transform);
+        float factors[lanes] = {};
+        if (skips.defined()) std::fill_n(factors, lanes, skips.data_ptr<float>()[channel]);
+        backwardColumns(at(5), at(6), transform, out.steps(c, plan.steps), skips.defined() ? steps : Steps{}, factors);
+      }
+      if (out.data == at(3)) unpackRows(out.data, out.pitch, y.channels, length, y.data, y.channelStride, y.timeStride);
+    }
+  });
+  return output;
+}
+
+using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+Gradients convolvePhasesBackward(const at::Tensor& gradient, const at::Tensor& input, const at::Tensor& kernel,
+                                 const std::optional<at::Tensor>& reversed, const at::Tensor& skips, std::array<bool, 3> needs) {
+  const auto [needsInput, needsKernel, needsSkip] = needs;
+  const int64_t channels = input.size(1), length = input.size(2), taps = std::min(kernel.size(1), length);
+  const Division division(input.size(0), channels);
+  const int64_t pieces = division.pieces;
+  at::Tensor inputGradient, skipGradient, kernelGradient, reversedGradient;
+  if (needsInput) inputGradient = inLargePages(at::empty_like(input));
+  // One slice a piece of the batch, summed at the end; taps beyond the length have none.
+  const auto slices = [&] {
+    const std::array<int64_t, 3> shape = {pieces, channels, kernel.size(1)};
+    return taps < kernel.size(1) ? at::zeros(shape, kernel.options()) : inLargePages(at::empty(shape, kernel.options()));
+  };
+  if (needsKernel) kernelGradient = slices();
+  if (needsKernel && reversed) reversedGradient = slices();
+  if (needsSkip) skipGradient = at::zeros({pieces, channels}, kernel.options());
+  const PhasePlan plan(length);
+  const RightAngle& transform = *plan.transform;
+  const bool several = division.batch > division.pieces;
+  const int64_t kept = (several ? lanes : 1) * plan.work;
+  // Pieces: 0 kernel, 1 reversed kernel, 2 input rows, 3 gradient rows, 4 rows out, 5 kernel spectra, 6 input spectrum, 7 gradient
+  // spectrum, 8 sums of products, 9 columns.
+  Scratch scratch({plan.pitch, reversed ? plan.ahead : 0, needsKernel || needsSkip ? lanes * plan.pitch : 0, lanes * plan.pitch,
+                   needsInput ? lanes * plan.pitch : 0, needsInput ? kept : 0, needsKernel ? plan.work : 0, plan.work,
+                   needsKernel && several ? kept : 0, plan.column});
+  scratch.allocate(std::min(workerCount(), division.tasks()));
+  parallelTasks(division.tasks(), [&](int64_t task, int64_t worker) {
+    const int64_t group = task / pieces, piece = task % pieces;
+    const auto at = [&](size_t index) { return scratch.piece(worker, index); };
+    const int64_t begin = division.begin(piece), end = division.begin(piece + 1);
+    double skipSums[lanes] = {};
+    for (int64_t b = begin; b < end; ++b) {
+      const Tile g = tileOf(gradient, b, group);
+      const Rows slopes = Rows::filled(g, at(3), plan.pitch);
+      const Rows in = needsKernel || needsSkip ? Rows::filled(tileOf(input, b, group), at(2), plan.pitch) : slopes;
+      const Tile target = needsInput ? tileOf(inputGradient, b, group) : g;
+      const Rows out(target, at(4), plan.pitch);
+      for (int64_t c = 0; c < g.channels; ++c) {
+        const int64_t channel = group * lanes + c;
+        const Steps slope = slopes.steps(c, plan.steps), steps = in.steps(c, plan.steps);
+        if (needsSkip) {
+          double phases[lanes] = {};
+          addProducts(steps.data, lanes, slope.data, lanes, plan.steps, phases);
+          for (double sum : phases) skipSums[c] += sum;
+        }
+        float* spectrum = at(5) + (several ? c : 0) * plan.work;
+        if (needsInput && b == begin)
+          forwardColumns(kernelSteps(kernel, reversed, channel, taps, at(0), at(1)), transform, spectrum, at(9));
+        if (needsKernel) forwardColumns(steps, transform, at(6), at(9));
+        forwardColumns(slope, transform, at(7), at(9));
+        float* product = several ? at(8) + c * plan.work : at(6);
+        correlateRows(at(6), at(7), spectrum, product, b == begin, b > begin, b + 1 == end, needsInput, needsKernel, true, transform);
+        if (needsInput) {
+          float factors[lanes] = {};
+          if (skips.defined()) std::fill_n(factors, lanes, skips.data_ptr<float>()[channel]);
+          backwardColumns(at(7), at(9), transform, out.steps(c, plan.steps), skips.defined() ? slope : Steps{}, factors);
+        }
+        if (needsKernel && b + 1 == end) {
+          backwardColumns(product, at(9), transform, kernelTarget(taps, at(0), reversed ? at(1) : nullptr), Steps{}, nullptr);
+          const int64_t place = (piece * channels + channel) * kernel.size(1);
+          float* back = reversed ? reversedGradient.data_ptr<float>() + place : nullptr;
+          copyTaps(taps, at(0), at(1), kernelGradient.data_ptr<float>() + place, back);
+          if (back) back[0] = at(0)[0];
+        }
+      }
+      if (needsInput && out.data == at(4))
+        unpackRows(out.data, out.pitch, g.channels, length, target.data, target.channelStride, target.timeStride);
+    }
+    if (needsSkip)
+      for (int64_t c = 0; c < std::min(lanes, channels - group * lanes); ++c)
+        skipGradient.data_ptr<float>()[piece * channels + group * lanes + c] = static_cast<float>(skipSums[c]);
+  });
+  const auto total = [&](at::Tensor& tensor) {
+    if (tensor.defined()) tensor = pieces == 1 ? tensor.squeeze(0) : tensor.sum(0);
+  };
+  total(kernelGradient);
+  total(reversedGradient);
+  total(skipGradient);
+  return {inputGradient, kernelGradient, reversedGradient, skipGradient};
+}
+
 at::Tensor convolve(const at::Tensor& input, const at::Tensor& kernel, const std::optional<at::Tensor>& reversed,
                     const std::optional<at::Tensor>& skip) {
   checkArguments(input, kernel, reversed, skip);
-  at::Tensor output = at::empty_like(input);
+  at::Tensor output = inLargePages(at::empty_like(input));
   if (output.numel() == 0) return output;
   const int64_t batch = input.size(0), channels = input.size(1), length = input.size(2);
   const int64_t taps = std::min(kernel.size(1), length);
@@ -714,6 +368,7 @@ at::Tensor convolve(const at::Tensor& input, const at::Tensor& kernel, const std
   const Division division(batch, channels);
   const int64_t ahead = reversed ? taps - 1 : 0, window = taps + ahead;
   const bool direct = window <= directLimit(length);
+  if (!direct && length > phaseLimit) return convolvePhases(output, input, kernel, reversed, skips);
   const auto plan = direct ? nullptr : rightAngle(length);
   const int64_t sequence = direct ? (directSegment + window) * lanes : length * lanes;
   const int64_t work = direct ? 0 : plan->floats();
@@ -754,21 +409,19 @@ at::Tensor convolve(const at::Tensor& input, const at::Tensor& kernel, const std
     }
     if (reversed)  // step 0 belongs to both kernels
       for (int64_t c = 0; c < lanes; ++c) at(0)[c] += back[c];
-    forwardColumns(Steps{at(0), lanes, taps, back}, *plan, at(4), at(6));
+    forwardColumns(Steps{at(0), lanes, taps, back, back ? taps : 0}, *plan, at(4), at(6));
     bool fresh = true;
     for (int64_t b = division.begin(piece); b < division.begin(piece + 1); ++b, fresh = false) {
       const Tile u = tileOf(input, b, group), y = tileOf(output, b, group);
       const Steps steps = u.steps(at(2)), target = y.view(at(3));
       forwardColumns(steps, *plan, at(5), at(6));
-      convolveRows(at(5), at(4), fresh, *plan);
+      convolveRows(at(5), at(4), fresh, false, *plan);
       backwardColumns(at(5), at(6), *plan, target, skip ? steps : Steps{}, factors);
       if (!y.direct()) unpackTile(target.data, y.channels, length, y.data, y.channelStride, y.timeStride);
     }
   });
   return output;
 }
-
-using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 /// Gradients for input, kernel, reversed kernel and skip; undefined where not asked for.
 Gradients convolveBackward(const at::Tensor& gradient, const at::Tensor& input, const at::Tensor& kernel,
@@ -784,7 +437,7 @@ Gradients convolveBackward(const at::Tensor& gradient, const at::Tensor& input, 
   const bool empty = batch * channels * taps == 0;
   const at::Tensor skips = skip ? skip->contiguous() : at::Tensor();
   at::Tensor inputGradient, skipGradient, kernelGradient, reversedGradient;
-  if (needsInput) inputGradient = at::empty_like(input);
+  if (needsInput) inputGradient = inLargePages(at::empty_like(input));
   if (empty) {
     if (needsInput) skip ? inputGradient.copy_(gradient * skips.unsqueeze(1)) : inputGradient.zero_();
     if (needsSkip) skipGradient = (gradient * input).sum({0, 2});
@@ -800,6 +453,8 @@ Gradients convolveBackward(const at::Tensor& gradient, const at::Tensor& input, 
   if (needsSkip) skipGradient = at::zeros({pieces, channels}, kernel.options());
   const int64_t ahead = reversed ? taps - 1 : 0, window = taps + ahead, rounded = (window + 7) / 8 * 8;
   const bool direct = window <= directLimit(length);
+  if (!direct && length > phaseLimit)
+    return convolvePhasesBackward(gradient, input, kernel, reversed, skips, {needsInput, needsKernel, needsSkip});
   const auto plan = direct ? nullptr : rightAngle(length);
   const int64_t sequence = direct ? (directSegment + rounded + window) * lanes : length * lanes;
   const int64_t work = direct ? 0 : plan->floats();
@@ -862,7 +517,7 @@ Gradients convolveBackward(const at::Tensor& gradient, const at::Tensor& input, 
       if (needsInput) {
         if (reversed)
           for (int64_t c = 0; c < lanes; ++c) at(0)[c] += back[c];
-        forwardColumns(Steps{at(0), lanes, taps, back}, *plan, at(4), at(8));
+        forwardColumns(Steps{at(0), lanes, taps, back, back ? taps : 0}, *plan, at(4), at(8));
       }
       float* product = endBatch - beginBatch > 1 ? at(7) : at(5);
       for (int64_t b = beginBatch; b < endBatch; ++b) {
@@ -875,7 +530,7 @@ Gradients convolveBackward(const at::Tensor& gradient, const at::Tensor& input, 
           if (needsKernel) forwardColumns(steps, *plan, at(5), at(8));
         }
         correlateRows(at(5), at(6), at(4), product, b == beginBatch, b > beginBatch, b + 1 == endBatch, needsInput,
-                      needsKernel, *plan);
+                      needsKernel, false, *plan);
         if (!needsInput) continue;
         const Tile out = tileOf(inputGradient, b, group);
         const Steps target = out.view(at(2));
@@ -883,7 +538,7 @@ Gradients convolveBackward(const at::Tensor& gradient, const at::Tensor& input, 
         if (!out.direct()) unpackTile(target.data, groupChannels, length, out.data, out.channelStride, out.timeStride);
       }
       if (needsKernel) {
-        backwardColumns(product, at(8), *plan, Steps{at(0), lanes, taps, reversed ? at(1) : nullptr}, Steps{}, nullptr);
+        backwardColumns(product, at(8), *plan, Steps{at(0), lanes, taps, at(1), reversed ? taps : 0}, Steps{}, nullptr);
         if (reversed) std::copy_n(at(0), lanes, at(1));
       }
     }

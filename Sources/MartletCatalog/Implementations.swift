@@ -28,5 +28,9 @@ extension Catalog {
       source: "Wang et al. 2023, arXiv 2303.14526, §3.2: mask generator, Gumbel top-K, momentum S4; scores after Rao et al. 2021, §3.2",
       experiment: reproduceSelectiveS4),
     "s4d": MixerImplementation(id: "s4d", kind: .s4d, source: "Gu et al. 2022, §3–4, equations 2–4 for the kernel"),
+    "sgconv": MixerImplementation(
+      id: "sgconv", kind: .sgconv, source: "Li et al. 2022, §4, and the authors' gconv_standalone.py", experiment: reproduceSGConv),
+    "nprf": MixerImplementation(
+      id: "nprf", kind: .nprf, source: "Luo et al. 2021, §3, equations 5–10 and algorithm 1", experiment: reproduceNPRF),
   ]
 }

@@ -345,5 +345,16 @@ extension TaskKind {
           frames: given.integer("frames", 16), places: given.integer("places", 16), channels: given.integer("channels", 12),
           draws: given.integer("draws", 8), counts: given.counts(20000, 500), seed: given.seed())
       }),
+    TaskKind(
+      name: "shift", argument: .none, summary: "The token some positions before.",
+      options: [
+        Option("length", "64", "positions"), Option("distance", "7", "positions back"), Option("symbols", "16", "different tokens"),
+      ] + Option.generated("20000", "500"),
+      example: "shift?length=256&distance=40",
+      make: { given in
+        try ShiftTask(
+          length: given.integer("length", 64), distance: given.integer("distance", 7), symbols: given.integer("symbols", 16),
+          counts: given.counts(20000, 500), seed: given.seed())
+      }),
   ]
 }

@@ -67,6 +67,7 @@ public struct MixerKind: Sendable {
     .window,
     .block,
     .linear,
+    .nprf,
     .gla,
     .retention,
     .scalarGate,
@@ -79,6 +80,7 @@ public struct MixerKind: Sendable {
     .lolcats,
     .dlr,
     .selectiveS4,
+    .sgconv,
   ]
 
   /// The mixer of a name. Throws `ConfigurationError`, which lists the names and suggests the nearest.

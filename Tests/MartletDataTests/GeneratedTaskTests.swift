@@ -12,6 +12,7 @@ private let counts = SplitCounts(train: 64, validation: 16, test: 16)
       try DictionaryResetTask(counts: counts, seed: seed), try NoisyFrequencyTask(length: 32, counts: counts, seed: seed),
       try DigitsTask(SyntheticDigits(seed: seed), counts: counts), try LatestBindingTask(counts: counts, seed: seed),
       try SyntheticVideoTask(frames: 4, places: 4, channels: 6, counts: counts, seed: seed),
+      try ShiftTask(counts: counts, seed: seed),
     ]
   }
 
@@ -147,6 +148,18 @@ private let counts = SplitCounts(train: 64, validation: 16, test: 16)
     #expect(abs(mean - expected) < 0.2, "\(mean) questions, expected \(expected)")
   }
 
+  @Test func shiftAsksForTheTokenBefore() throws {
+    let task = try ShiftTask(length: 30, distance: 4, symbols: 5, counts: counts, seed: 2)
+    var seen = Set<Int64>()
+    for index in 0..<16 {
+      let (inputs, targets) = task.example(.test, index)
+      #expect(inputs.count == 30 && targets.count == 30 && targets.prefix(4).allSatisfy { $0 == -100 })
+      for t in 4..<30 { #expect(targets[t] == inputs[t - 4]) }
+      seen.formUnion(inputs)
+    }
+    #expect(seen == Set(0..<5))
+  }
+
   @Test func theClassIsTheFrequencyWithTheMostPower() throws {
     let task = try NoisyFrequencyTask(counts: counts, seed: 6)
     var right = 0
@@ -247,6 +260,7 @@ private let counts = SplitCounts(train: 64, validation: 16, test: 16)
     #expect(throws: DataError.self) { try DictionaryResetTask(resetRate: 1) }
     #expect(throws: DataError.self) { try LatestBindingTask(pairs: 8) }
     #expect(throws: DataError.self) { try LatestBindingTask(values: 1) }
+    #expect(throws: DataError.self) { try ShiftTask(length: 7, distance: 7) }
     #expect(throws: DataError.self) { try NoisyFrequencyTask(classes: 154) }
     #expect(throws: DataError.self) { try NoisyFrequencyTask(counts: SplitCounts(train: 0, validation: 1, test: 1)) }
   }

@@ -31,6 +31,7 @@ import Testing
     #expect(try TaskSpecification("copying?length=100&items=5&symbols=3").make().inputKind == .tokens(vocabulary: 5, padding: nil))
     #expect(try TaskSpecification("dictionary?steps=10&keys=3&values=5").make().objective == .tokens(vocabulary: 9))
     #expect(try TaskSpecification("frequency?length=64&classes=4&noise=0.5").make().objective == .classification(classes: 4))
+    #expect(try TaskSpecification("shift?length=20&symbols=5").make().objective == .tokens(vocabulary: 5))
     #expect(try TaskSpecification("digits?examples=20&heldout=5").make().count(.validation) == 5)
 
     #expect(try TaskSpecification("video?frames=4&places=3&channels=6").make().inputKind == .continuous(channels: 6))
@@ -49,7 +50,7 @@ import Testing
     #expect(message("frequnecy").contains("did you mean “frequency”?"))
     let unknown = message("zzzzzz")
     #expect(!unknown.contains("did you mean"))
-    #expect(unknown.contains("listops, bytes, image, text, recall, copying, dictionary, latest_binding, frequency, digits, video"), "\(unknown)")
+    #expect(unknown.contains("listops, bytes, image, text, recall, copying, dictionary, latest_binding, frequency, digits, video, shift"), "\(unknown)")
     #expect(message("recall?pair=4").contains("did you mean “pairs”?"))
     #expect(message("recall?zzz=4").contains("options: length, vocabulary, pairs, power, examples, heldout, seed"))
   }

@@ -24,7 +24,7 @@ struct MixerCase: Sendable, CustomStringConvertible {
   var description: String { "\(name)\(isCausal ? "" : " (bidirectional)")" }
 
   /// Forms that go through a Fourier transform, where "nothing changes" holds to rounding only.
-  var usesFourier: Bool { ["s4", "s4d", "dlr", "selective_s4"].contains(name) }
+  var usesFourier: Bool { ["s4", "s4d", "dlr", "selective_s4", "sgconv"].contains(name) }
 
   /// Options under which every output depends on every input: a mixer that drops tokens is told to keep all.
   var seeingEverything: JSONObject { name == "selective_s4" ? ["ratio": 0] : [:] }
@@ -45,7 +45,10 @@ struct MixerCase: Sendable, CustomStringConvertible {
   private func hasKey(_ key: String) -> Bool { (try? MixerKind.named(name))?.keys.contains { $0.name == key } ?? false }
 
   /// Those whose state is a cache that grows with the context.
-  var keepsEveryToken: Bool { name == "softmax" }
+  var keepsEveryToken: Bool { ["softmax", "nprf"].contains(name) }
+
+  /// Options under which a mixer has all the parameters that any of its forms trains slowly.
+  var optionsOfSlowParameters: JSONObject { name == "sgconv" ? ["decay": "power"] : [:] }
 
   /// A mixer of 16 channels with small options and parameters away from their first values, so that biases and gates act.
   func make(
@@ -68,6 +71,8 @@ struct MixerCase: Sendable, CustomStringConvertible {
     }
     if ["window", "lolcats"].contains(name) { set("window", 4) }
     set("block", 12)
+    set("kernel_dim", 8)
+    set("features", 6)
     let site = MixerSite(width: width, heads: 2, isCausal: isCausal, length: length)
     let generator = RandomGenerator(seed: seed)
     let mixer = try kind(site, options: .object(options), generator: generator)

@@ -63,10 +63,10 @@ import Testing
       let empty = mixer.anyStateBytes(state)
       _ = mixer.advanceAny(normal([1, 300, 16]), &state)
       let after = mixer.anyStateBytes(state)
-      #expect(empty > 0)
       if mixerCase.keepsEveryToken {
         #expect(after > empty)
       } else {
+        #expect(empty > 0)
         #expect(after == empty, "\(mixerCase): \(empty) bytes became \(after)")
       }
     }
@@ -290,7 +290,7 @@ import Testing
 
   @Test func slowParametersExist() throws {
     for mixerCase in MixerCase.all {
-      let names = try mixerCase.make(length: 8).parameters().map(\.name)
+      let names = try mixerCase.make(length: 8, options: mixerCase.optionsOfSlowParameters).parameters().map(\.name)
       for slow in try MixerKind.named(mixerCase.name).slowParameters {
         #expect(names.contains { $0 == slow || $0.hasSuffix("." + slow) }, "\(mixerCase): \(slow)")
       }

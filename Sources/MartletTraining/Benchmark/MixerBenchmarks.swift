@@ -51,9 +51,12 @@ extension BenchmarkCase {
   static var mixerSteps: [BenchmarkCase] {
     MixerKind.all.filter { $0.directions.contains(.causal) }.flatMap { kind in
       (try? kind(MixerSite(width: 16, heads: 2, isCausal: true, length: 16), generator: RandomGenerator(seed: 0))) is any RecurrentMixer
-        ? [1024, 16384, 131_072, 1_048_576].map { stepCase(kind, context: $0) } : []
+        ? [1024, 16384, 131_072, 1_048_576].filter { $0 < 1_048_576 || !remembersEveryToken(kind) }.map { stepCase(kind, context: $0) } : []
     }
   }
+
+  /// Mixers without a state of bounded size, but for attention, which is compared with at every length.
+  private static func remembersEveryToken(_ kind: MixerKind) -> Bool { [MixerKind.sgconv.name, MixerKind.nprf.name].contains(kind.name) }
 
   private static func stepCase(_ kind: MixerKind, context: Int) -> BenchmarkCase {
     let name = "\(kind.name) layer, one token after \(Figure.length(context)), D\(layerSite.width) H\(layerSite.heads)"
@@ -71,12 +74,25 @@ extension BenchmarkCase {
       guard let mixer = try layer(kind, length: context) as? any RecurrentMixer else { fatalError("\(kind.name) isn't recurrent") }
       mixer.eval()
       let generator = RandomGenerator(seed: 0)
-      let state = withoutGradient {
+      let state: any MixerState = withoutGradient { () -> any MixerState in
         if kind.name == "softmax" {
           let shape = [1, layerSite.heads, context + 64, layerSite.width / layerSite.heads]
           return KeyValueCache(
             keys: .randomNormal(shape, generator: generator), values: .randomNormal(shape, generator: generator), lengths: [context])
-            as any MixerState
+        }
+        // The same of other mixers that keep the whole context, which to read in pieces would take the square of its length.
+        if kind.name == MixerKind.nprf.name {
+          let heads = [1, layerSite.heads, context]
+          var state: any MixerState = NormalizedKernelAttention.State(
+            keys: .randomNormal(heads + [16], generator: generator),
+            values: .randomNormal(heads + [layerSite.width / layerSite.heads], generator: generator))
+          // Makes room for further tokens.
+          _ = mixer.stepAny(.randomNormal([1, layerSite.width], generator: generator), &state)
+          return state
+        }
+        if var state = mixer.initialAnyState(batch: 1) as? SGConv.State {
+          state.ring = .randomNormal(state.ring.shape, generator: generator)
+          return state
         }
         // A context of random tokens, read in pieces: the state holds what so long a context leaves in it.
         var state = mixer.initialAnyState(batch: 1)
