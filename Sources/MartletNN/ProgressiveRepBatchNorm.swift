@@ -71,7 +71,7 @@ public final class ProgressiveRepBatchNorm: Module, NormalizationLayer {
     let count = passes.itemInt()
     let isRepeated = Self.isRecomputing
     let weight = schedule.weight(pass: isRepeated ? max(0, count - 1) : count)
-    if !isRepeated { withoutGradient { passes.addInPlace(Tensor.ones([], dtype: .int64)) } }
+    if !isRepeated { withoutGradient { passes.copyInPlace(Tensor([count + 1]).squeezed(0)) } }
     guard let weight else { return layerNorm(x) }
     let batch = batchNorm(x, mask: mask, updating: !isRepeated) + x * eta
     // Without the factor 0 of λ's end, layer norm's parameters would go on to decay.
