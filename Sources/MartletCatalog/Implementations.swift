@@ -32,5 +32,11 @@ extension Catalog {
       id: "sgconv", kind: .sgconv, source: "Li et al. 2022, §4, and the authors' gconv_standalone.py", experiment: reproduceSGConv),
     "nprf": MixerImplementation(
       id: "nprf", kind: .nprf, source: "Luo et al. 2021, §3, equations 5–10 and algorithm 1", experiment: reproduceNPRF),
+    "rala": MixerImplementation(
+      id: "rala", kind: .rala, source: "Fan et al. 2024, arXiv 2411.07635, §3; scales and the denominator as in the authors' code",
+      experiment: reproduceRALA),
+    "slab": MixerImplementation(
+      id: "slab", kind: .slab, source: "Guo et al. 2024, arXiv 2405.11582, §3.1–3.2; positions of keys as in the authors' code",
+      experiment: reproduceSLAB),
   ]
 }

@@ -81,6 +81,8 @@ public struct MixerKind: Sendable {
     .dlr,
     .selectiveS4,
     .sgconv,
+    .rala,
+    .slab,
   ]
 
   /// The mixer of a name. Throws `ConfigurationError`, which lists the names and suggests the nearest.
