@@ -45,6 +45,10 @@ import Testing
     #expect(!holds { $0.afterThreeQuarters = 0.92 }, "at most 5 points lower after 12 patches")
     #expect(!holds { $0.spiking = 0.78 }, "the spiking form at most 18 points lower")
     #expect(!holds { $0.spiking = .nan })
+    #expect(LMUFormerExperiment.reservation(good).isEmpty)
+    var late = good
+    late.afterThreeQuarters = 0.872
+    #expect(LMUFormerExperiment.reservation(late).contains("10.0 points lower"), "\(LMUFormerExperiment.reservation(late))")
   }
 
   @Test func patchesAreSquaresOfTheImage() {
