@@ -13,6 +13,10 @@
 // runs forwards again between two of them and then backwards; states are never transposed, gradients of Q and K come as columns.
 // Arithmetic a token and head without momentum, with m/b = 1 + (c - 1)/b: forward 2 (1 + 2 m/b) F dv flops beside the chunk's own
 // 2 m (F + dv), backward 2 (2 + 6 m/b) F dv; momentum adds 2 (1 + m/b) and 2 (2 + 3 m/b) F dv.
+//
+// Measured on one core without AVX-512 (Zen 3, a busy machine, CPU time; F = 91, dv = 64, c = 4, L = 2048), a token and head: b = 4
+// forward 1.7 us, backward 6.6; b = 8 1.4 and 5.1; b = 16 1.1 and 3.9; b = 32 0.9 and 3.3: 32-39 and 22-30 GFLOP/s where a large
+// product by MKL reaches 53. Backward's columns are padded to 16 (2 b + c - 1 and b + c - 1 of them), of which b = 8 uses 19 of 32.
 
 #include "ChunkScan.h"
 #include "Product.h"
