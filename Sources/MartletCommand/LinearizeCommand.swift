@@ -120,6 +120,9 @@ struct LinearizeCommand: ParsableCommand {
       throw ValidationError(
         "--sequence \(sequence) is more than the \(pretrained.configuration.contextLength) positions that the model has")
     }
+    do {
+      try language.checkLinearizable(layers: language.linearizableLayers(window: options.attention.window), options.attention)
+    } catch let error as ConfigurationError { throw FileError(model, error.message) }
     let tokens = try tokens(language)
     let (train, heldOut): (TokenSequences, TokenSequences)
     do { (train, heldOut) = try TokenSequences.split(tokens, length: sequence) } catch let error as DataError {
@@ -128,7 +131,7 @@ struct LinearizeCommand: ParsableCommand {
     let scratch = out + ".partial"
     try claim(scratch, tokens: tokens.count)
 
-    let display = ProgressDisplay()
+    let display = ProgressDisplay(patient: true)
     defer { display.close() }
     let report = try withTorchErrors {
       try LinearizeWithLoRA(options).run(language, train: train, heldOut: heldOut, folder: scratch) { progress in

@@ -99,7 +99,13 @@ extension LanguageModel {
   /// - Throws: `ConfigurationError` for a layer without softmax attention, or whose attention can't be linearised; nothing is changed
   ///   then.
   public func linearize(layers: [Int], _ options: WindowedLinearAttention.Options, generator: RandomGenerator) throws {
-    let mixers = try layers.map { layer -> WindowedLinearAttention in
+    for (layer, mixer) in zip(layers, try linearized(layers, options, generator)) { backbone.blocks[layer].mixer = mixer }
+  }
+
+  private func linearized(
+    _ layers: [Int], _ options: WindowedLinearAttention.Options, _ generator: RandomGenerator
+  ) throws -> [WindowedLinearAttention] {
+    try layers.map { layer in
       guard backbone.blocks.indices.contains(layer) else { throw ConfigurationError("there is no layer \(layer)") }
       guard let attention = backbone.blocks[layer].mixer as? SoftmaxAttention else {
         throw ConfigurationError("layer \(layer) has no softmax attention but a \(type(of: backbone.blocks[layer].mixer))")
@@ -108,7 +114,11 @@ extension LanguageModel {
       mixer.train(attention.isTraining)
       return mixer
     }
-    for (layer, mixer) in zip(layers, mixers) { backbone.blocks[layer].mixer = mixer }
+  }
+
+  /// Throws what ``linearize(layers:_:generator:)`` would; changes nothing and takes no memory.
+  public func checkLinearizable(layers: [Int], _ options: WindowedLinearAttention.Options) throws {
+    try Initializer.$isSkipped.withValue(true) { _ = try linearized(layers, options, RandomGenerator(seed: 0)) }
   }
 
   /// Layers whose attention sees more than a window of so many positions: those worth linearising.

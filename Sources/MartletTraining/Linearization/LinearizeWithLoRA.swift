@@ -146,6 +146,7 @@ public struct LinearizeWithLoRA: Sendable {
       throw ConfigurationError(
         "no layer has softmax attention that sees more than \(options.attention.window) positions: nothing to linearise")
     }
+    try model.checkLinearizable(layers: layers, options.attention)
     let start = ContinuousClock.now
     let generator = RandomGenerator(seed: options.seed)
     model.eval()
