@@ -114,22 +114,23 @@ private struct MethodDescription {
 
 /// A mixer that models take by name, with its options and its parameters at one site.
 private struct MixerDescription {
-  /// The site whose parameter shapes are shown.
-  static let site = MixerSite(width: 64, heads: 4, isCausal: true, length: 256)
-
   let kind: MixerKind
+  /// The site whose parameter shapes are shown: causal, unless the mixer has no causal form.
+  let site: MixerSite
   let shapes: [(key: String, shape: [Int])]
 
   init(_ kind: MixerKind, _ options: JSONValue) throws {
+    let site = MixerSite(width: 64, heads: 4, isCausal: kind.directions.contains(.causal), length: 256)
     self.kind = kind
-    let mixer = try withTorchErrors { try kind(Self.site, options: options, generator: RandomGenerator(seed: 0)) }
+    self.site = site
+    let mixer = try withTorchErrors { try kind(site, options: options, generator: RandomGenerator(seed: 0)) }
     shapes = mixer.parameters().map { ($0.name, $0.tensor.shape) }
   }
 
   var json: JSONObject {
     [
       "name": .string(kind.name), "summary": .string(kind.summary), "configuration": configurationJSON(kind.keys),
-      "site": ["width": .integer(Self.site.width), "heads": .integer(Self.site.heads), "causal": .bool(Self.site.isCausal)],
+      "site": ["width": .integer(site.width), "heads": .integer(site.heads), "causal": .bool(site.isCausal)],
       "parameters": parametersJSON(shapes),
     ]
   }
@@ -138,7 +139,8 @@ private struct MixerDescription {
     [
       "\(Output.heading("The mixer \(kind.name)"))  \(kind.summary)",
       Output.heading("Options") + " (\(kind.name)?key=value&key=value)\n" + configurationText(kind.keys),
-      Output.heading("Parameters") + " (width \(Self.site.width), \(Self.site.heads) heads, causal)\n" + parametersText(shapes),
+      Output.heading("Parameters") + " (width \(site.width), \(site.heads) heads, \(site.isCausal ? "causal" : "bidirectional"))\n"
+        + parametersText(shapes),
       use,
     ].joined(separator: "\n\n")
   }

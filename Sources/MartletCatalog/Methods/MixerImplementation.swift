@@ -36,27 +36,25 @@ public struct MixerImplementation: MethodImplementation {
     self.experiment = experiment
   }
 
-  /// The keys of the place. A kind's own `heads` would say the same twice.
-  private static let siteKeys: [ConfigurationKey] = [
-    ConfigurationKey("width", .integer, default: 64, "channels of the model; probe takes those of x when it isn't given"),
-    ConfigurationKey("heads", .integer, default: 4, "heads, for mixers that have them"),
-    ConfigurationKey("causal", .boolean, default: true, "whether a position sees itself and the past only"),
-    ConfigurationKey("length", .integer, default: 1024, "longest sequence expected; probe takes that of x when it isn't given"),
-    ConfigurationKey("seed", .integer, default: 0, "of the parameters that aren't given"),
-    ConfigurationKey(
-      "mode", .string, default: "parallel", "fused kernels, token by token, or plain operators", choices: Mode.allCases.map(\.rawValue)),
-    ConfigurationKey("dtype", .string, default: "float32", "of all arithmetic", choices: ["float32", "float64"]),
-  ]
-
-  private var ownKeys: [ConfigurationKey] { kind.keys.filter { own in !Self.siteKeys.contains { $0.name == own.name } } }
-
-  /// A mixer without a causal form is bidirectional unless told otherwise.
-  public var configurationKeys: [ConfigurationKey] {
-    let isCausal = kind.directions.contains(.causal)
-    return Self.siteKeys.map { key in
-      key.name == "causal" ? ConfigurationKey(key.name, key.type, default: .bool(isCausal), key.meaning) : key
-    } + ownKeys
+  /// The keys of the place. A kind's own `heads` would say the same twice. A mixer without a causal form is bidirectional unless told.
+  private static func siteKeys(causal: Bool) -> [ConfigurationKey] {
+    [
+      ConfigurationKey("width", .integer, default: 64, "channels of the model; probe takes those of x when it isn't given"),
+      ConfigurationKey("heads", .integer, default: 4, "heads, for mixers that have them"),
+      ConfigurationKey("causal", .boolean, default: .bool(causal), "whether a position sees itself and the past only"),
+      ConfigurationKey("length", .integer, default: 1024, "longest sequence expected; probe takes that of x when it isn't given"),
+      ConfigurationKey("seed", .integer, default: 0, "of the parameters that aren't given"),
+      ConfigurationKey(
+        "mode", .string, default: "parallel", "fused kernels, token by token, or plain operators", choices: Mode.allCases.map(\.rawValue)),
+      ConfigurationKey("dtype", .string, default: "float32", "of all arithmetic", choices: ["float32", "float64"]),
+    ]
   }
+
+  private var siteKeys: [ConfigurationKey] { Self.siteKeys(causal: kind.directions.contains(.causal)) }
+
+  private var ownKeys: [ConfigurationKey] { kind.keys.filter { own in !siteKeys.contains { $0.name == own.name } } }
+
+  public var configurationKeys: [ConfigurationKey] { siteKeys + ownKeys }
 
   // MARK: The module
 
@@ -72,8 +70,7 @@ public struct MixerImplementation: MethodImplementation {
       throw ConfigurationError("the configuration key \"seed\" must not be negative")
     }
     let site = MixerSite(
-      width: try positive("width"), heads: try positive("heads"),
-      isCausal: configuration["causal"]?.boolValue ?? kind.directions.contains(.causal),
+      width: try positive("width"), heads: try positive("heads"), isCausal: configuration["causal"]?.boolValue ?? true,
       length: try positive("length"))
     var options = JSONObject()
     for key in ownKeys { options[key.name] = configuration[key.name] }
