@@ -75,6 +75,14 @@ extension Tensor {
     }
   }
 
+  /// e^H of the entropy H of the singular values divided by their sum, of a matrix (Roy & Vetterli 2007): the number of directions it
+  /// has, counted by their size.
+  public func effectiveRank() -> Double {
+    let values = detached().to(.float64).svd().S
+    let shares = values / values.sum()
+    return (-(shares * (shares + 1e-300).log()).sum()).exp().item()
+  }
+
   /// e^A.
   public func matrixExponential() -> Tensor { Linalg.matrixExp(.tensor(self)) }
   public func matrixPower(_ exponent: Int) -> Tensor { Linalg.matrixPower(.tensor(self), .int(exponent)) }

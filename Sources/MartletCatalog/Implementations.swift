@@ -12,5 +12,11 @@ extension Catalog {
       experiment: reproduceS4),
     "spt": SelfPretrainingImplementation(),
     "s4d": MixerImplementation(id: "s4d", kind: .s4d, source: "Gu et al. 2022, §3–4, equations 2–4 for the kernel"),
+    "rala": MixerImplementation(
+      id: "rala", kind: .rala, source: "Fan et al. 2024, arXiv 2411.07635, §3; scales and the denominator as in the authors' code",
+      experiment: reproduceRALA),
+    "slab": MixerImplementation(
+      id: "slab", kind: .slab, source: "Guo et al. 2024, arXiv 2405.11582, §3.1–3.2; positions of keys as in the authors' code",
+      experiment: reproduceSLAB),
   ]
 }

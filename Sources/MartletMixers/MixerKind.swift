@@ -72,6 +72,8 @@ public struct MixerKind: Sendable {
     .deltaNet,
     .s4d,
     .s4,
+    .rala,
+    .slab,
   ]
 
   /// The mixer of a name. Throws `ConfigurationError`, which lists the names and suggests the nearest.

@@ -10,12 +10,17 @@ public struct MixingContext: @unchecked Sendable {
   public var scoreBias: Tensor?
   /// Set when x is [1, total, width]: several sequences end to end, without padding.
   public var packing: SequencePacking?
+  /// Where the tokens stand when they are those of an image; mixers that need a grid otherwise lay the sequence out in rows.
+  public var grid: TokenGrid?
 
-  public init(mask: Tensor? = nil, offset: Int = 0, scoreBias: Tensor? = nil, packing: SequencePacking? = nil) {
+  public init(
+    mask: Tensor? = nil, offset: Int = 0, scoreBias: Tensor? = nil, packing: SequencePacking? = nil, grid: TokenGrid? = nil
+  ) {
     self.mask = mask
     self.offset = offset
     self.scoreBias = scoreBias
     self.packing = packing
+    self.grid = grid
   }
 }
 

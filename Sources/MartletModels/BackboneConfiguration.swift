@@ -58,6 +58,8 @@ public struct BackboneConfiguration: Sendable, Equatable {
 
   /// `nil` for the norm's own.
   public var normEpsilon: Double?
+  /// How norms of the kind `prepbn` slide to batch norm.
+  public var normSchedule = ProgressiveRepBatchNorm.Schedule()
   /// Normalise each branch's output too, before it is added (Gemma 2).
   public var branchNorm = false
   /// x + mixer(norm₁ x) + feed-forward(norm₂ x), both from the same x (GPT-NeoX).
@@ -121,6 +123,9 @@ public struct BackboneConfiguration: Sendable, Equatable {
     try check((1...(1 << 20)).contains(embeddingWidth ?? 1), "the embedding's width must be in 1...2^20, got \(embeddingWidth ?? 0)")
     try check((0...(1 << 16)).contains(tokenTypes), "token types must be in 0...65536, got \(tokenTypes)")
     try check((0...(1 << 20)).contains(positionOffset), "the first position's row must be in 0...2^20, got \(positionOffset)")
+    try check(
+      normSchedule.warmup >= 0 && normSchedule.steps >= 0 && normSchedule.passesPerStep > 0,
+      "the norms' schedule has no negative steps and at least one pass a step, got \(normSchedule)")
     try check((normEpsilon ?? 1e-6) > 0, "the norms' epsilon must be positive, got \(normEpsilon ?? 0)")
     if let bias = relativeBias {
       try check(
@@ -140,7 +145,8 @@ public struct BackboneConfiguration: Sendable, Equatable {
 extension BackboneConfiguration: Codable {
   private enum CodingKeys: String, CodingKey {
     case input, width, layers, heads, mixers, feedForward, hidden, norm, preNorm, isCausal, positions, dropout, dropPath
-    case embeddingDeviation, length, projectsInput, normEpsilon, branchNorm, parallelResidual, finalNorm, activation, feedForwardBias
+    case embeddingDeviation, length, projectsInput, normEpsilon, normSchedule, branchNorm, parallelResidual, finalNorm, activation,
+      feedForwardBias
     case embeddingWidth, embeddingScale, embeddingNorm, tokenTypes, positionOffset, relativeBias, crossAttention
   }
 
@@ -158,6 +164,7 @@ extension BackboneConfiguration: Codable {
       embeddingDeviation: try c.decode(Double.self, forKey: .embeddingDeviation), length: try c.decode(Int.self, forKey: .length))
     projectsInput = try c.decodeIfPresent(Bool.self, forKey: .projectsInput) ?? true
     normEpsilon = try c.decodeIfPresent(Double.self, forKey: .normEpsilon)
+    normSchedule = try c.decodeIfPresent(ProgressiveRepBatchNorm.Schedule.self, forKey: .normSchedule) ?? .init()
     branchNorm = try c.decodeIfPresent(Bool.self, forKey: .branchNorm) ?? false
     parallelResidual = try c.decodeIfPresent(Bool.self, forKey: .parallelResidual) ?? false
     finalNorm = try c.decodeIfPresent(Bool.self, forKey: .finalNorm)

@@ -22,7 +22,7 @@ public final class Block: Module {
     // Stochastic depth grows linearly with the layer (Huang et al. 2016).
     dropPath = DropPath(c.layers > 1 ? c.dropPath * Double(layer) / Double(c.layers - 1) : c.dropPath, generator: generator)
     super.init()
-    func norm() -> (any NormalizationLayer)? { c.norm.make(c.width, epsilon: c.normEpsilon) }
+    func norm() -> (any NormalizationLayer)? { c.norm.make(c.width, epsilon: c.normEpsilon, schedule: c.normSchedule) }
     let choice = c.mixer(layer: layer)
     let site = MixerSite(width: c.width, heads: c.heads, isCausal: c.isCausal, length: c.length, dropout: c.dropout)
     mixer = try choice.kind(site, options: choice.options, generator: generator)
@@ -47,22 +47,26 @@ public final class Block: Module {
 
   /// x + branch(x), normalised where the configuration says.
   private func residual(
-    _ x: Tensor, _ norm: (any NormalizationLayer)?, _ outputNorm: (any NormalizationLayer)? = nil, _ branch: (Tensor) -> Tensor
+    _ x: Tensor, mask: Tensor?, _ norm: (any NormalizationLayer)?, _ outputNorm: (any NormalizationLayer)? = nil,
+    _ branch: (Tensor) -> Tensor
   ) -> Tensor {
-    var inner = branch(preNorm ? norm?(x) ?? x : x)
-    if let outputNorm { inner = outputNorm(inner) }
+    var inner = branch(preNorm ? norm?(x, mask: mask) ?? x : x)
+    if let outputNorm { inner = outputNorm(inner, mask: mask) }
     let sum = x + dropPath(dropout(inner))
-    return preNorm ? sum : norm?(sum) ?? sum
+    return preNorm ? sum : norm?(sum, mask: mask) ?? sum
   }
 
-  func callAsFunction(_ x: Tensor, cross: (Tensor) -> Tensor? = { _ in nil }, _ mix: (Tensor) -> Tensor) -> Tensor {
+  /// - Parameter mask: of real positions, for norms with statistics over several of them.
+  func callAsFunction(
+    _ x: Tensor, mask: Tensor? = nil, cross: (Tensor) -> Tensor? = { _ in nil }, _ mix: (Tensor) -> Tensor
+  ) -> Tensor {
     if isParallel, let feedForward {
-      let other = feedForward(feedForwardNorm?(x) ?? x)
-      return x + dropPath(dropout(mix(mixerNorm?(x) ?? x) + other))
+      let other = feedForward(feedForwardNorm?(x, mask: mask) ?? x)
+      return x + dropPath(dropout(mix(mixerNorm?(x, mask: mask) ?? x) + other))
     }
-    var y = residual(x, mixerNorm, mixerOutputNorm, mix)
-    if crossAttention != nil { y = residual(y, crossAttentionNorm) { cross($0) ?? Tensor.zeros(like: $0) } }
+    var y = residual(x, mask: mask, mixerNorm, mixerOutputNorm, mix)
+    if crossAttention != nil { y = residual(y, mask: mask, crossAttentionNorm) { cross($0) ?? Tensor.zeros(like: $0) } }
     guard let feedForward else { return y }
-    return residual(y, feedForwardNorm, feedForwardOutputNorm) { feedForward($0) }
+    return residual(y, mask: mask, feedForwardNorm, feedForwardOutputNorm) { feedForward($0) }
   }
 }

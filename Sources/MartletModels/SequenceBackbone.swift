@@ -34,13 +34,13 @@ public final class SequenceBackbone: Module {
     }
     learnedPositions = c.positions == .learned ? Initializer.normal(0.02)([c.length + c.positionOffset, c.width], generator) : nil
     tokenTypes = c.tokenTypes > 0 ? Embedding(c.tokenTypes, c.width, initializer: .normal(0.02), generator: generator) : nil
-    embeddingNorm = c.embeddingNorm ? c.norm.make(c.width, epsilon: c.normEpsilon) : nil
+    embeddingNorm = c.embeddingNorm ? c.norm.make(c.width, epsilon: c.normEpsilon, schedule: c.normSchedule) : nil
     relativeBias = c.relativeBias.map {
       RelativePositionBias(
         heads: c.heads, buckets: $0.buckets, maximumDistance: $0.maximumDistance, bidirectional: !c.isCausal, generator: generator)
     }
     blocks = try (0..<c.layers).map { try Block(c, layer: $0, generator: generator) }
-    finalNorm = c.finalNorm ?? c.preNorm ? c.norm.make(c.width, epsilon: c.normEpsilon) : nil
+    finalNorm = c.finalNorm ?? c.preNorm ? c.norm.make(c.width, epsilon: c.normEpsilon, schedule: c.normSchedule) : nil
   }
 
   // MARK: Parallel form
@@ -50,26 +50,30 @@ public final class SequenceBackbone: Module {
   ///   - tokenTypes: [batch, length] segments, for models that tell them apart; zeros unless given.
   ///   - packing: when the input is [1, total], several sequences end to end.
   ///   - memory: what blocks with attention to another sequence attend to.
+  ///   - grid: where the tokens of an image stand.
   public func callAsFunction(
-    _ input: Tensor, mask: Tensor? = nil, tokenTypes: Tensor? = nil, packing: SequencePacking? = nil, memory: Memory? = nil
+    _ input: Tensor, mask: Tensor? = nil, tokenTypes: Tensor? = nil, packing: SequencePacking? = nil, memory: Memory? = nil,
+    grid: TokenGrid? = nil
   ) -> Tensor {
-    var x = dropout(embed(input, starts: [0], tokenTypes: tokenTypes, packing: packing))
+    var x = dropout(embed(input, starts: [0], mask: mask, tokenTypes: tokenTypes, packing: packing))
     let length = x.dim(1)
     let bias = packing == nil ? relativeBias?(queries: length, keys: length) : nil
-    let context = MixingContext(mask: mask, scoreBias: bias, packing: packing)
+    let context = MixingContext(mask: mask, scoreBias: bias, packing: packing, grid: grid)
     for (i, block) in blocks.enumerated() {
-      x = block(x, cross: { memory?.attend($0, block, layer: i) }) { x in
+      x = block(x, mask: mask, cross: { memory?.attend($0, block, layer: i) }) { x in
         guard let packing, relativeBias != nil || !block.mixer.mixesPackedSequences else { return block.mixer(x, context) }
         return packing.forEachSequence(x) {
           block.mixer($0, MixingContext(scoreBias: relativeBias?(queries: $0.dim(1), keys: $0.dim(1))))
         }
       }
     }
-    return finalNorm?(x) ?? x
+    return finalNorm?(x, mask: mask) ?? x
   }
 
   /// starts: the first position of every sequence, one for all or one each.
-  private func embed(_ input: Tensor, starts: [Int], tokenTypes types: Tensor? = nil, packing: SequencePacking? = nil) -> Tensor {
+  private func embed(
+    _ input: Tensor, starts: [Int], mask: Tensor? = nil, tokenTypes types: Tensor? = nil, packing: SequencePacking? = nil
+  ) -> Tensor {
     let c = configuration
     var x = embedding?(input) ?? inputProjection?(input) ?? input
     // Matrices may be stored in 16 bits; what flows between them is not.
@@ -91,7 +95,7 @@ public final class SequenceBackbone: Module {
     if let tokenTypes {
       x = x + (types.map { tokenTypes($0) } ?? tokenTypes.weight.narrowed(axis: 0, start: 0, length: 1)).to(x.dtype)
     }
-    return embeddingNorm?(x) ?? x
+    return embeddingNorm?(x, mask: mask) ?? x
   }
 
   /// The rows of a table of positions: [length, width] from one start, [sequences, length, width] from several.

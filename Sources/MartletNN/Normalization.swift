@@ -8,6 +8,14 @@ private enum Operators {
 /// A layer that maps [..., width] to the same shape position by position.
 public protocol NormalizationLayer: Module {
   func callAsFunction(_ x: Tensor) -> Tensor
+  /// The same, where padding must not count in statistics over several positions. mask: [batch, length] bool, true at real positions
+  /// of x [batch, length, width]; `nil` when all are.
+  func callAsFunction(_ x: Tensor, mask: Tensor?) -> Tensor
+}
+
+extension NormalizationLayer {
+  /// Layers that treat each position by itself need no mask.
+  public func callAsFunction(_ x: Tensor, mask: Tensor?) -> Tensor { self(x) }
 }
 
 /// (x − mean) / √(variance + ε) · weight + bias over the last axis (Ba et al. 2016).
@@ -49,7 +57,7 @@ public final class RMSNorm: Module, NormalizationLayer {
 }
 
 /// Normalises each channel over batch and positions in training, by running averages in evaluation (Ioffe & Szegedy 2015).
-/// x: [batch, length, width] or [batch, width]; not causal while training.
+/// x: [batch, length, width] or [batch, width]; not causal while training. Positions that a mask excludes take no part in the averages.
 public final class BatchNorm: Module, NormalizationLayer {
   @Parameter public var weight: Tensor?
   @Parameter public var bias: Tensor?
@@ -68,12 +76,67 @@ public final class BatchNorm: Module, NormalizationLayer {
     runningVariance = Tensor.ones([width])
   }
 
-  public func callAsFunction(_ x: Tensor) -> Tensor {
+  public func callAsFunction(_ x: Tensor) -> Tensor { self(x, mask: nil) }
+
+  public func callAsFunction(_ x: Tensor, mask: Tensor?) -> Tensor {
+    if recalibratedBatches != nil { return recalibrating(x, mask: mask) }
+    return self(x, mask: mask, updating: true)
+  }
+
+  /// Without `updating`, training uses the batch but leaves the running averages alone.
+  func callAsFunction(_ x: Tensor, mask: Tensor?, updating: Bool) -> Tensor {
+    if let mask, isTraining {
+      let (mean, variance, count) = statistics(x, mask: mask)
+      if updating { average(mean, variance, count: count, weight: momentum) }
+      return normalized(x, mean, variance)
+    }
     let rows = x.reshaped(-1, x.dim(-1))  // [B·L, D]
+    let averages = isTraining && !updating ? (nil, nil) : (runningMean, runningVariance) as (Tensor?, Tensor?)
     return Operators.batchNorm(
-      .tensor(rows), .tensor(weight), .tensor(bias), .tensor(runningMean), .tensor(runningVariance), .bool(isTraining),
+      .tensor(rows), .tensor(weight), .tensor(bias), .tensor(averages.0), .tensor(averages.1), .bool(isTraining),
       .double(momentum), .double(epsilon), .bool(false)
     ).reshaped(x.shape)
+  }
+
+  // MARK: Statistics
+
+  /// Batches that a recalibration has seen; `nil` outside of one.
+  var recalibratedBatches: Int?
+
+  /// Mean and (biased) variance of each channel over real positions, and how many those are.
+  private func statistics(_ x: Tensor, mask: Tensor?) -> (mean: Tensor, variance: Tensor, count: Double) {
+    let rows = x.reshaped(-1, x.dim(-1))
+    guard let keep = mask?.reshaped(-1, 1).to(x.dtype) else {
+      return (rows.mean(axis: 0), rows.variance(axis: 0, correction: 0), Double(rows.dim(0)))
+    }
+    let count = max(1, keep.sum().item())
+    let mean = (rows * keep).sum(axis: 0) / count
+    return (mean, ((rows - mean).square() * keep).sum(axis: 0) / count, count)
+  }
+
+  private func normalized(_ x: Tensor, _ mean: Tensor, _ variance: Tensor) -> Tensor {
+    var y = (x - mean) * (variance + epsilon).rsqrt()
+    if let weight { y = y * weight }
+    if let bias { y = y + bias }
+    return y
+  }
+
+  /// Running averages move by `weight` towards a batch's mean and unbiased variance.
+  private func average(_ mean: Tensor, _ variance: Tensor, count: Double, weight: Double) {
+    withoutGradient {
+      let unbiased = variance.detached() * (count / max(1, count - 1))
+      runningMean.copyInPlace(runningMean * (1 - weight) + mean.detached() * weight)
+      runningVariance.copyInPlace(runningVariance * (1 - weight) + unbiased * weight)
+    }
+  }
+
+  /// By the batch's own statistics, which go into a plain average over batches.
+  private func recalibrating(_ x: Tensor, mask: Tensor?) -> Tensor {
+    let (mean, variance, count) = statistics(x, mask: mask)
+    let seen = (recalibratedBatches ?? 0) + 1
+    recalibratedBatches = seen
+    average(mean, variance, count: count, weight: 1 / Double(seen))
+    return normalized(x, mean, variance)
   }
 }
 
@@ -105,15 +168,22 @@ public enum NormalizationKind: String, Codable, Sendable, CaseIterable {
   /// RMS with the factor 1 + weight.
   case rmsUnitOffset = "rms_unit_offset"
   case batch
+  /// Slides from layer norm to a batch norm that can be folded away (SLAB).
+  case prepbn
   case none
 
-  /// - Parameter epsilon: `nil` for the kind's own.
-  public func make(_ width: Int, epsilon: Double? = nil) -> (any NormalizationLayer)? {
+  /// - Parameters:
+  ///   - epsilon: `nil` for the kind's own.
+  ///   - schedule: of `prepbn`.
+  public func make(
+    _ width: Int, epsilon: Double? = nil, schedule: ProgressiveRepBatchNorm.Schedule = .init()
+  ) -> (any NormalizationLayer)? {
     switch self {
     case .layer: LayerNorm(width, epsilon: epsilon ?? 1e-5)
     case .rms: RMSNorm(width, epsilon: epsilon ?? 1e-6)
     case .rmsUnitOffset: RMSNorm(width, epsilon: epsilon ?? 1e-6, unitOffset: true)
     case .batch: BatchNorm(width, epsilon: epsilon ?? 1e-5)
+    case .prepbn: ProgressiveRepBatchNorm(width, schedule: schedule, epsilon: epsilon ?? 1e-5)
     case .none: nil
     }
   }

@@ -50,7 +50,13 @@ public struct MixerImplementation: MethodImplementation {
 
   private var ownKeys: [ConfigurationKey] { kind.keys.filter { own in !Self.siteKeys.contains { $0.name == own.name } } }
 
-  public var configurationKeys: [ConfigurationKey] { Self.siteKeys + ownKeys }
+  /// A mixer without a causal form is bidirectional unless told otherwise.
+  public var configurationKeys: [ConfigurationKey] {
+    let isCausal = kind.directions.contains(.causal)
+    return Self.siteKeys.map { key in
+      key.name == "causal" ? ConfigurationKey(key.name, key.type, default: .bool(isCausal), key.meaning) : key
+    } + ownKeys
+  }
 
   // MARK: The module
 
@@ -66,7 +72,8 @@ public struct MixerImplementation: MethodImplementation {
       throw ConfigurationError("the configuration key \"seed\" must not be negative")
     }
     let site = MixerSite(
-      width: try positive("width"), heads: try positive("heads"), isCausal: configuration["causal"]?.boolValue ?? true,
+      width: try positive("width"), heads: try positive("heads"),
+      isCausal: configuration["causal"]?.boolValue ?? kind.directions.contains(.causal),
       length: try positive("length"))
     var options = JSONObject()
     for key in ownKeys { options[key.name] = configuration[key.name] }

@@ -6,6 +6,9 @@ public struct ImageTokens: @unchecked Sendable {
   public var rows: Int
   public var columns: Int
 
+  /// Where the tokens stand, as mixers are told.
+  public var grid: TokenGrid { TokenGrid(rows: rows, columns: columns, prefix: prefix) }
+
   /// The patches alone, [batch, rows · columns, width].
   public var patches: Tensor { tokens.narrowed(axis: 1, start: prefix, length: rows * columns) }
 }
@@ -22,6 +25,8 @@ public struct VisionTransformerConfiguration: Sendable, Equatable, Codable {
     case classes(Int)
     /// The mean of a linear map of the class token and one of the distillation token (DeiT).
     case distilled(classes: Int)
+    /// A linear map of the mean of all patches; the model then has no class token.
+    case averaged(classes: Int)
   }
 
   /// Bidirectional, over vectors of its own width.
@@ -47,7 +52,8 @@ public struct VisionTransformerConfiguration: Sendable, Equatable, Codable {
     self.head = head
   }
 
-  public var prefix: Int { distillationToken ? 2 : 1 }
+  public var classToken: Bool { if case .averaged = head { false } else { true } }
+  public var prefix: Int { (classToken ? 1 : 0) + (distillationToken ? 1 : 0) }
   public var rows: Int { imageHeight / patch }
   public var columns: Int { imageWidth / patch }
 
@@ -67,8 +73,9 @@ public struct VisionTransformerConfiguration: Sendable, Equatable, Codable {
     switch head {
     case .none: break
     case .pooler(let width, _): try check((1...(1 << 20)).contains(width), "the pooler's width must be in 1...2^20, got \(width)")
-    case .classes(let count), .distilled(let count):
+    case .classes(let count), .distilled(let count), .averaged(let count):
       try check((1...(1 << 24)).contains(count), "the number of classes must be in 1...2^24, got \(count)")
+      if case .averaged = head { try check(!distillationToken, "the mean of the patches needs no distillation token") }
       if case .distilled = head { try check(distillationToken, "a distilled head needs the distillation token") }
     }
   }
@@ -80,7 +87,7 @@ public final class VisionTransformer: Module {
   public let configuration: VisionTransformerConfiguration
   @Child(key: "patch_embedding") public var patchEmbedding: PatchEmbedding
   /// [1, 1, width]
-  @Parameter(key: "class_token") public var classToken: Tensor
+  @Parameter(key: "class_token") public var classToken: Tensor?
   @Parameter(key: "distillation_token") public var distillationToken: Tensor?
   /// [1, prefix + rows · columns, width]
   @Parameter public var positions: Tensor
@@ -99,7 +106,7 @@ public final class VisionTransformer: Module {
     dropout = Dropout(c.backbone.dropout, generator: generator)
     super.init()
     patchEmbedding = PatchEmbedding(channels: c.channels, patch: c.patch, width: width, generator: generator)
-    classToken = Initializer.normal(0.02)([1, 1, width], generator)
+    classToken = c.classToken ? Initializer.normal(0.02)([1, 1, width], generator) : nil
     distillationToken = c.distillationToken ? Initializer.normal(0.02)([1, 1, width], generator) : nil
     positions = Initializer.normal(0.02)([1, c.prefix + c.rows * c.columns, width], generator)
     backbone = try SequenceBackbone(c.backbone, generator: generator)
@@ -107,7 +114,7 @@ public final class VisionTransformer: Module {
     switch c.head {
     case .none: break
     case .pooler(let pooled, _): pooler = Linear(width, pooled, generator: generator)
-    case .classes(let count): classifier = Linear(width, count, generator: generator)
+    case .classes(let count), .averaged(let count): classifier = Linear(width, count, generator: generator)
     case .distilled(let count):
       classifier = Linear(width, count, generator: generator)
       distillationClassifier = Linear(width, count, generator: generator)
@@ -138,11 +145,13 @@ public final class VisionTransformer: Module {
     let prefix = [classToken, distillationToken].compactMap { $0 }
       .map { $0.to(patches.dtype).broadcast(to: [patches.dim(0), 1, patches.dim(2)]) }
     let x = concatenated(prefix + [patches], axis: 1) + positions(rows: rows, columns: columns)
-    return ImageTokens(tokens: backbone(dropout(x)), prefix: c.prefix, rows: rows, columns: columns)
+    let grid = TokenGrid(rows: rows, columns: columns, prefix: c.prefix)
+    return ImageTokens(tokens: backbone(dropout(x), grid: grid), prefix: c.prefix, rows: rows, columns: columns)
   }
 
-  /// One vector an image, [batch, pooled width]: the pooler's output, or the class token without one.
+  /// One vector an image, [batch, pooled width]: the pooler's output, or the class token without one, or the mean of the patches.
   public func pooled(_ hidden: ImageTokens) -> Tensor {
+    if case .averaged = configuration.head { return hidden.patches.mean(axis: 1) }
     let first = hidden.tokens.selected(axis: 1, 0)
     guard case .pooler(_, let activation) = configuration.head, let pooler else { return first }
     return activation(pooler(first))
@@ -150,7 +159,8 @@ public final class VisionTransformer: Module {
 
   /// The scores of the class token's classifier and of the distillation token's, each [batch, classes].
   public func classScores(_ hidden: ImageTokens) -> (classToken: Tensor?, distillationToken: Tensor?) {
-    (classifier?(hidden.tokens.selected(axis: 1, 0)), distillationClassifier?(hidden.tokens.selected(axis: 1, 1)))
+    if case .averaged = configuration.head { return (classifier?(pooled(hidden)), nil) }
+    return (classifier?(hidden.tokens.selected(axis: 1, 0)), distillationClassifier?(hidden.tokens.selected(axis: 1, 1)))
   }
 
   /// Logits [batch, classes]: the classifier's, or the mean of both; of a model without classes, ``pooled(_:)``.

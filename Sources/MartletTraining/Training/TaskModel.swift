@@ -93,3 +93,13 @@ extension TaskModel {
 extension Duration {
   var seconds: Double { Double(components.seconds) + Double(components.attoseconds) * 1e-18 }
 }
+
+/// Folds every norm of a trained model into the linear layers beside it; see ``foldNormalization(_:heads:)``. A classifier must pool by a
+/// mean or one position.
+@discardableResult
+public func foldNormalization(_ model: TaskModel) throws -> Int {
+  if case .classification = model.objective, model.pooling == .max {
+    throw TensorError("final_norm can't be folded through a pooling by maxima")
+  }
+  return try foldNormalization(model.backbone, heads: [model.head])
+}

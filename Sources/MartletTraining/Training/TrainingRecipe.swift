@@ -12,6 +12,8 @@ public struct TrainingRecipe: Codable, Sendable, Equatable {
   public var feedForward: FeedForwardKind
   public var hidden: Int?
   public var norm: NormalizationKind
+  /// Steps in which norms of the kind `prepbn` slide to batch norm; their own default unless given.
+  public var normSteps: Int?
   public var preNorm: Bool
   public var positions: PositionKind
   public var pooling: Pooling
@@ -49,6 +51,7 @@ public struct TrainingRecipe: Codable, Sendable, Equatable {
     feedForward = .mlp
     hidden = nil
     norm = .layer
+    normSteps = nil
     preNorm = true
     positions = .sinusoidal
     pooling = .mean
@@ -80,7 +83,7 @@ public struct TrainingRecipe: Codable, Sendable, Equatable {
     guard case .object(var merged) = try JSONValue.parse(String(decoding: try encoder.encode(TrainingRecipe()), as: UTF8.self)) else {
       throw ConfigurationError("the defaults are no object")
     }
-    let optional = ["hidden", "averageDecay", "patience", "pretrainingBudget"]
+    let optional = ["hidden", "normSteps", "averageDecay", "patience", "pretrainingBudget"]
     let known = merged.keys + optional
     for (key, value) in object.pairs {
       guard known.contains(key) else {
@@ -139,10 +142,13 @@ public struct TrainingRecipe: Codable, Sendable, Equatable {
   public func backbone(for task: any LearningTask) -> BackboneConfiguration {
     var isCausal = causal || pretraining == .causal
     if case .tokens = task.objective { isCausal = true }
-    return BackboneConfiguration(
+    var configuration = BackboneConfiguration(
       input: TaskModel.input(of: task), width: width, layers: layers, heads: heads, mixers: mixers, feedForward: feedForward,
       hidden: hidden, norm: norm, preNorm: preNorm, isCausal: isCausal, positions: positions, dropout: dropout, dropPath: dropPath,
       embeddingDeviation: 1, length: task.length)
+    if let normSteps { configuration.normSchedule.steps = normSteps }
+    configuration.normSchedule.passesPerStep = accumulation
+    return configuration
   }
 
   public func trainerConfiguration(budget: TrainingBudget, directory: URL, metric: String, higherIsBetter: Bool) throws
