@@ -72,6 +72,9 @@ public struct MixerKind: Sendable {
     .deltaNet,
     .s4d,
     .s4,
+    .aaren,
+    .normAttention,
+    .diagonalAttention,
   ]
 
   /// The mixer of a name. Throws `ConfigurationError`, which lists the names and suggests the nearest.
