@@ -12,5 +12,10 @@ extension Catalog {
       experiment: reproduceS4),
     "spt": SelfPretrainingImplementation(),
     "s4d": MixerImplementation(id: "s4d", kind: .s4d, source: "Gu et al. 2022, §3–4, equations 2–4 for the kernel"),
+    "aaren": MixerImplementation(
+      id: "aaren", kind: .aaren, source: "Feng et al. 2024, §3: the recurrence, the prefix scan, Aaren", experiment: reproduceAaren),
+    "transnormer": MixerImplementation(
+      id: "transnormer", kind: .transNormerLayer, source: "Qin et al. 2022: NormAttention, DiagAttention, LRPE",
+      experiment: reproduceTransNormer),
   ]
 }
