@@ -21,21 +21,37 @@ public struct BenchmarkCase: Sendable {
     }
   }
 
+  /// Where the case stands in a series that is measured at several lengths.
+  public struct Point: Codable, Sendable, Equatable {
+    public var series: String
+    /// Tokens of the sequence, or of the context.
+    public var length: Int
+
+    public init(_ series: String, _ length: Int) {
+      self.series = series
+      self.length = length
+    }
+  }
+
   public var name: String
   public var group: String
+  public var point: Point?
   public var peers: [Peer]
-  public var work: Work?
+  /// Asked for when the case is measured: to know the work of a layer is to build it.
+  public var work: @Sendable () -> Work?
   /// Takes seconds a call or gigabytes of memory: left out of quick runs.
   public var isHeavy: Bool
   /// Makes the inputs and returns the call to be timed.
   public var setup: @Sendable () throws -> () throws -> Void
 
   public init(
-    _ name: String, group: String, peers: [Peer] = [], work: Work? = nil, isHeavy: Bool = false,
+    _ name: String, group: String, point: Point? = nil, peers: [Peer] = [], work: @autoclosure @escaping @Sendable () -> Work? = nil,
+    isHeavy: Bool = false,
     setup: @escaping @Sendable () throws -> () throws -> Void
   ) {
     self.name = name
     self.group = group
+    self.point = point
     self.peers = peers
     self.work = work
     self.isHeavy = isHeavy

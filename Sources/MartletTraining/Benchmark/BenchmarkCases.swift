@@ -111,7 +111,7 @@ extension BenchmarkCase {
   }
 
   private static var linearTime: [BenchmarkCase] {
-    func traffic(_ length: Int, _ tensors: Int) -> Work { .traffic(Double(tensors * length * 4 * 64 * 4)) }
+    @Sendable func traffic(_ length: Int, _ tensors: Int) -> Work { .traffic(Double(tensors * length * 4 * 64 * 4)) }
     return [1024, 4096, 16384, 65536].flatMap { length in
       let suffix = "L\(length) forward+backward"
       let recurrence = length <= 1024 ? [Peer("gla recurrence \(suffix)", "PyTorch, token by token")] : []

@@ -26,6 +26,7 @@ public struct BenchmarkRow: Codable, Sendable {
 
   public var name: String
   public var group: String
+  public var point: BenchmarkCase.Point?
   /// Median of a call, in `unit`.
   public var ours: Double
   public var peer: Double?
@@ -38,7 +39,7 @@ public struct BenchmarkRow: Codable, Sendable {
   public var note: String?
 
   enum CodingKeys: String, CodingKey {
-    case name, group, ours, peer, unit, ratio, rate, note
+    case name, group, point, ours, peer, unit, ratio, rate, note
     case peerName = "peer_name"
   }
 }
@@ -86,17 +87,20 @@ public struct BenchmarkRunner {
     func ours(_ count: Int) throws -> Double { try elapsed { for _ in 0..<count { try call() } } / Double(count) }
     _ = try ours(1)
     let count = calls(try ours(1))
+    let work = benchmark.work()
     // Work without tensors has nothing to compare.
     let memory = try measuresMemory ? peakBytes(call) : nil
 
     func row(_ seconds: [Double]) -> BenchmarkRow {
       let median = middle(of: seconds)
       return BenchmarkRow(
-        name: benchmark.name, group: benchmark.group, ours: median, unit: "s", rate: rate(benchmark.work, median, limits))
+        name: benchmark.name, group: benchmark.group, point: benchmark.point, ours: median, unit: "s",
+        rate: rate(work, median, limits))
     }
     func memoryRow() -> BenchmarkRow? {
       memory.flatMap { $0 > 0 ? $0 : nil }.map {
-        BenchmarkRow(name: benchmark.name + ", peak memory", group: benchmark.group, ours: Double($0), unit: "bytes")
+        BenchmarkRow(
+          name: benchmark.name + ", peak memory", group: benchmark.group, point: benchmark.point, ours: Double($0), unit: "bytes")
       }
     }
 

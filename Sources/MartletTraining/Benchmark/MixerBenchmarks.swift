@@ -6,6 +6,8 @@ import MartletModels
 extension BenchmarkCase {
   /// Width and heads of the measured layers; the batch is one sequence.
   private static let layerSite = (width: 256, heads: 4)
+  static let layerGroup = "Mixer layers"
+  static let stepGroup = "Mixer layers, one token"
 
   /// A layer's input and the gradient of its output, [1, length, width].
   private static func layerInputs(_ length: Int) -> (x: Tensor, upstream: Tensor) {
@@ -26,14 +28,14 @@ extension BenchmarkCase {
     MixerKind.all.flatMap { kind in
       [1024, 4096, 16384, 65536].map { length in
         let size = "L\(Figure.length(length)) B1 D\(layerSite.width) H\(layerSite.heads)"
+        let reference = Peer("\(kind.name) layer forward+backward \(size)", "PyTorch, reference form")
+        // PyTorch's attention takes most of a minute at the greatest length: once is enough.
+        let attention = Peer("attention layer forward+backward \(size)", "PyTorch scaled_dot_product_attention")
         return BenchmarkCase(
-          "\(kind.name) layer forward+backward \(size)", group: "Mixer layers",
-          peers: [
-            Peer("\(kind.name) layer forward+backward \(size)", "PyTorch, reference form"),
-            Peer("attention layer forward+backward \(size)", "PyTorch scaled_dot_product_attention"),
-          ],
+          "\(kind.name) layer forward+backward \(size)", group: layerGroup, point: .init(kind.name, length),
+          peers: kind.name == "softmax" ? [reference, attention] : [reference],
           // Forward and, twice that, backward.
-          work: ((try? layer(kind, length: length))?.multiplyAdds(length: length)).map { .operations(6 * Double($0)) },
+          work: (try? layer(kind, length: length)).map { .operations(6 * Double($0.multiplyAdds(length: length))) },
           isHeavy: length > 1024
         ) {
           let mixer = try layer(kind, length: length)
@@ -48,7 +50,7 @@ extension BenchmarkCase {
   /// One token after a context, by layers that run token by token.
   static var mixerSteps: [BenchmarkCase] {
     MixerKind.all.filter { $0.directions.contains(.causal) }.flatMap { kind in
-      (try? layer(kind, length: 1024)) is any RecurrentMixer
+      (try? kind(MixerSite(width: 16, heads: 2, isCausal: true, length: 16), generator: RandomGenerator(seed: 0))) is any RecurrentMixer
         ? [1024, 16384, 131_072, 1_048_576].map { stepCase(kind, context: $0) } : []
     }
   }
@@ -56,12 +58,14 @@ extension BenchmarkCase {
   private static func stepCase(_ kind: MixerKind, context: Int) -> BenchmarkCase {
     let name = "\(kind.name) layer, one token after \(Figure.length(context)), D\(layerSite.width) H\(layerSite.heads)"
     return BenchmarkCase(
-      name, group: "Mixer layers, one token",
-      peers: [
-        Peer(
-          "attention layer, one token after \(Figure.length(context)) D\(layerSite.width) H\(layerSite.heads)",
-          "PyTorch attention with a cache")
-      ],
+      name, group: stepGroup, point: .init(kind.name, context),
+      peers: kind.name != "softmax"
+        ? []
+        : [
+          Peer(
+            "attention layer, one token after \(Figure.length(context)) D\(layerSite.width) H\(layerSite.heads)",
+            "PyTorch attention with a cache")
+        ],
       isHeavy: context > 1024
     ) {
       guard let mixer = try layer(kind, length: context) as? any RecurrentMixer else { fatalError("\(kind.name) isn't recurrent") }
