@@ -51,10 +51,12 @@ public final class LRPE: Module {
     let rows = starts.map { Tensor.arange(Double($0), Double($0 + x.dim(2)), dtype: .float64, device: x.device) }
     let positions = rows.count == 1 ? rows[0].expandedDimension(-1) : stacked(rows)[.all, .newAxis, .all, .newAxis]
     let angles = positions * theta.to(.float64)  // [L, d/2] or [B, 1, L, d/2]
-    let (cosine, sine) = (angles.cos().to(x.dtype), angles.sin().to(x.dtype))
+    // Where x has 16 bits (autocast), the turn itself has not.
+    let precision: DType = x.dtype == .float64 ? .float64 : .float32
+    let (cosine, sine) = (angles.cos().to(precision), angles.sin().to(precision))
     let pairs = reflected.reshaped(x.shape.dropLast() + [x.dim(-1) / 2, 2])
     let (a, b) = (pairs.selected(axis: -1, 0), pairs.selected(axis: -1, 1))
-    return stacked([a * cosine - b * sine, b * cosine + a * sine], axis: -1).reshaped(x.shape)
+    return stacked([a * cosine - b * sine, b * cosine + a * sine], axis: -1).reshaped(x.shape).to(x.dtype)
   }
 }
 
