@@ -1,4 +1,5 @@
 // martlet::layer_norm and martlet::rms_norm over the last dimension, one pass over memory each way.
+// martlet::simple_rms_norm: x / (root mean square + eps), epsilon outside the root and no weight (TransNormer's SRMSNorm).
 // martlet::add_layer_norm and martlet::add_rms_norm: x + residual and its normalisation, (sum, y). 6190 x 384 on one core: 0.84-0.91
 // ms, where a sum and a normalisation take 3.0-3.2 (most of it new memory) and PyTorch's two operators 1.13; one row of 768: 2.6 us
 // instead of 3.3.
@@ -29,9 +30,9 @@ using torch::autograd::variable_list;
 constexpr int64_t kGrain = 1 << 14;
 
 /// y = (x - mean) / sqrt(variance + eps) * weight + bias; `centred` false: y = x / sqrt(mean of squares + eps) * weight.
-/// means and inverses (1/sqrt(...)) receive one float a row.
+/// means and inverses (1/sqrt(...)) receive one float a row. `outside`: 1/(sqrt(mean of squares) + eps).
 MARTLET_VECTOR void normalizeRows(const float* x, int64_t rows, int64_t width, const float* weight, const float* bias,
-                                  double epsilon, bool centred, float* y, float* means, float* inverses) {
+                                  double epsilon, bool centred, float* y, float* means, float* inverses, bool outside = false) {
   MARTLET_FAST_SUMS
   for (int64_t r = 0; r < rows; ++r) {
     const float* from = x + r * width;
@@ -43,7 +44,8 @@ MARTLET_VECTOR void normalizeRows(const float* x, int64_t rows, int64_t width, c
     }
     float squares = 0;
     MARTLET_SIMD for (int64_t i = 0; i < width; ++i) squares += (from[i] - mean) * (from[i] - mean);
-    const float inverse = static_cast<float>(1.0 / std::sqrt(static_cast<double>(squares) / static_cast<double>(width) + epsilon));
+    const double mean2 = static_cast<double>(squares) / static_cast<double>(width);
+    const float inverse = static_cast<float>(outside ? 1.0 / (std::sqrt(mean2) + epsilon) : 1.0 / std::sqrt(mean2 + epsilon));
     if (weight && bias) {
       MARTLET_SIMD for (int64_t i = 0; i < width; ++i) to[i] = (from[i] - mean) * inverse * weight[i] + bias[i];
     } else if (weight) {
@@ -60,10 +62,10 @@ MARTLET_VECTOR void normalizeRows(const float* x, int64_t rows, int64_t width, c
 }
 
 /// With h = (x - mean) inverse and g = dy weight: dx = inverse (g - mean(g) - h mean(g h)), mean(g) dropped when not
-/// centred; dweight += dy h, dbias += dy. weight, dx, dweight and dbias may be null.
+/// centred; dweight += dy h, dbias += dy. weight, dx, dweight and dbias may be null. `outside`: an epsilon that was added to the root.
 MARTLET_VECTOR void normalizeRowsBackward(const float* x, const float* dy, int64_t rows, int64_t width, const float* weight,
                                           const float* means, const float* inverses, bool centred, float* dx, float* dweight,
-                                          float* dbias) {
+                                          float* dbias, double outside = 0) {
   MARTLET_FAST_SUMS
   const float share = 1.0f / static_cast<float>(width);
   for (int64_t r = 0; r < rows; ++r) {
@@ -91,7 +93,10 @@ MARTLET_VECTOR void normalizeRowsBackward(const float* x, const float* dy, int64
       }
     }
     // dx = inverse g - offset - slope (x - mean)
-    const float slope = product * share * inverse * inverse * inverse, offset = centred ? sum * share * inverse : 0.0f;
+    // The derivative of 1/(root + eps) has 1/root where that of the usual form has a third inverse; a row of zeros has none.
+    const double root = outside > 0 ? 1.0 / inverse - outside : 0;
+    const float third = outside > 0 ? (root > 0 ? static_cast<float>(1 / root) : 0.0f) : inverse;
+    const float slope = product * share * inverse * inverse * third, offset = centred ? sum * share * inverse : 0.0f;
     if (weight) {
       MARTLET_SIMD for (int64_t i = 0; i < width; ++i) to[i] = gradient[i] * weight[i] * inverse - offset - slope * (from[i] - mean);
     } else {
@@ -117,7 +122,7 @@ struct Normalized {
   Tensor y, means, inverses;
 };
 
-Normalized normalize(const Tensor& x, const Tensor& weight_, const Tensor& bias_, double epsilon, bool centred) {
+Normalized normalize(const Tensor& x, const Tensor& weight_, const Tensor& bias_, double epsilon, bool centred, bool outside = false) {
   const Tensor weight = weight_.defined() ? weight_.contiguous() : weight_, bias = bias_.defined() ? bias_.contiguous() : bias_;
   const int64_t width = x.size(-1), rows = width == 0 ? 0 : x.numel() / width;
   Normalized result{at::empty_like(x, at::MemoryFormat::Contiguous), centred ? at::empty({rows}, x.options()) : Tensor(),
@@ -128,14 +133,14 @@ Normalized normalize(const Tensor& x, const Tensor& weight_, const Tensor& bias_
   float* inverses = result.inverses.mutable_data_ptr<float>();
   parallelRanges(rows, kGrain / std::max<int64_t>(width, 1) + 1, [&](int64_t first, int64_t last, int64_t) {
     normalizeRows(from + first * width, last - first, width, w, b, epsilon, centred, y + first * width,
-                  means ? means + first : nullptr, inverses + first);
+                  means ? means + first : nullptr, inverses + first, outside);
   });
   return result;
 }
 
 /// Gradients of x, weight and bias; each undefined unless wanted.
 std::array<Tensor, 3> normalizeBackward(const Tensor& x, const Tensor& dy, const Tensor& weight_, const Tensor& means,
-                                        const Tensor& inverses, bool wantsX, bool wantsWeight, bool wantsBias) {
+                                        const Tensor& inverses, bool wantsX, bool wantsWeight, bool wantsBias, double outside = 0) {
   const Tensor weight = weight_.defined() ? weight_.contiguous() : weight_;
   const int64_t width = x.size(-1), rows = width == 0 ? 0 : x.numel() / width;
   std::array<Tensor, 3> result;
@@ -153,7 +158,7 @@ std::array<Tensor, 3> normalizeBackward(const Tensor& x, const Tensor& dy, const
     float* sum = parts + range * sums;
     normalizeRowsBackward(from + first * width, gradient + first * width, last - first, width, w, mean ? mean + first : nullptr,
                           inverse + first, mean != nullptr, dx ? dx + first * width : nullptr, wantsWeight ? sum : nullptr,
-                          wantsBias ? sum + wantsWeight * width : nullptr);
+                          wantsBias ? sum + wantsWeight * width : nullptr, outside);
   });
   for (int64_t range = 1; range < ranges; ++range) addTo(parts, parts + range * sums, sums);
   // Copied out, not viewed: a gradient that is kept must not keep all the partial sums.
@@ -237,6 +242,52 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
   }
 };
 
+Tensor simpleRmsNormReference(const Tensor& x, double epsilon) {
+  return x / (at::linalg_vector_norm(x, 2, at::IntArrayRef({-1}), /*keepdim=*/true) * std::pow(static_cast<double>(x.size(-1)), -0.5) + epsilon);
+}
+
+struct SimpleRmsNorm : torch::autograd::Function<SimpleRmsNorm> {
+  static Tensor forward(AutogradContext* context, const Tensor& x_, double epsilon) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const Tensor x = x_.contiguous();
+    const auto result = normalize(x, Tensor(), Tensor(), epsilon, false, true);
+    context->save_for_backward({x, result.inverses});
+    context->saved_data["epsilon"] = epsilon;
+    return result.y;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const auto saved = context->get_saved_variables();
+    const double epsilon = context->saved_data["epsilon"].toDouble();
+    if (at::GradMode::is_enabled()) {
+      const auto found = differentiableGradients({saved[0]}, gradients[0], [epsilon](const std::vector<Tensor>& inputs) {
+        return simpleRmsNormReference(inputs[0], epsilon);
+      });
+      return {found[0], Tensor()};
+    }
+    return {normalizeBackward(saved[0], gradients[0].contiguous(), Tensor(), Tensor(), saved[1], true, false, false, epsilon)[0], Tensor()};
+  }
+};
+
+void checkSimple(const Tensor& x, double epsilon) {
+  TORCH_CHECK(x.dim() >= 1, "simple_rms_norm: x must have a last dimension to normalise over, got a scalar");
+  TORCH_CHECK(epsilon > 0, "simple_rms_norm: epsilon must be positive, not ", epsilon);
+}
+
+Tensor simpleRmsNorm(const Tensor& x, double epsilon) {
+  checkSimple(x, epsilon);
+  if (!areFusable({x})) return simpleRmsNormReference(x, epsilon);
+  if (needsGradient({x})) return SimpleRmsNorm::apply(x, epsilon);
+  at::AutoDispatchBelowADInplaceOrView below;
+  return normalize(x.contiguous(), Tensor(), Tensor(), epsilon, false, true).y;
+}
+
+Tensor simpleRmsNormPlain(const Tensor& x, double epsilon) {
+  checkSimple(x, epsilon);
+  if (!areFusable({x})) return simpleRmsNormReference(x, epsilon);
+  return normalize(x.contiguous(), Tensor(), Tensor(), epsilon, false, true).y;
+}
+
 Tensor layerNorm(const Tensor& x, const std::optional<Tensor>& weight_, const std::optional<Tensor>& bias_, double epsilon) {
   const Tensor weight = weight_.value_or(Tensor()), bias = bias_.value_or(Tensor());
   checkShapes("layer_norm", x, weight, bias);
@@ -312,6 +363,7 @@ std::tuple<Tensor, Tensor> addRmsNorm(const Tensor& x, const Tensor& residual, c
 TORCH_LIBRARY_FRAGMENT(martlet, library) {
   library.def("layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps) -> Tensor");
   library.def("rms_norm(Tensor x, Tensor? weight, float eps) -> Tensor");
+  library.def("simple_rms_norm(Tensor x, float eps) -> Tensor");
   library.def("add_layer_norm(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor)");
   library.def("add_rms_norm(Tensor x, Tensor residual, Tensor? weight, float eps) -> (Tensor, Tensor)");
 }
@@ -322,10 +374,12 @@ TORCH_LIBRARY_IMPL(martlet, CompositeImplicitAutograd, library) {
 TORCH_LIBRARY_IMPL(martlet, CompositeExplicitAutograd, library) {
   library.impl("layer_norm", layerNormPlain);
   library.impl("rms_norm", rmsNormPlain);
+  library.impl("simple_rms_norm", simpleRmsNormPlain);
 }
 TORCH_LIBRARY_IMPL(martlet, Autograd, library) {
   library.impl("layer_norm", layerNorm);
   library.impl("rms_norm", rmsNorm);
+  library.impl("simple_rms_norm", simpleRmsNorm);
 }
 
 }  // namespace

@@ -38,5 +38,10 @@ extension Catalog {
     "slab": MixerImplementation(
       id: "slab", kind: .slab, source: "Guo et al. 2024, arXiv 2405.11582, §3.1–3.2; positions of keys as in the authors' code",
       experiment: reproduceSLAB),
+    "aaren": MixerImplementation(
+      id: "aaren", kind: .aaren, source: "Feng et al. 2024, §3: the recurrence, the prefix scan, Aaren", experiment: reproduceAaren),
+    "transnormer": MixerImplementation(
+      id: "transnormer", kind: .transNormerLayer, source: "Qin et al. 2022: NormAttention, DiagAttention, LRPE",
+      experiment: reproduceTransNormer),
   ]
 }

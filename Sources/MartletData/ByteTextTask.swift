@@ -28,10 +28,17 @@ public final class ByteTextTask: LearningTask {
   ///   - length: bytes of a window.
   ///   - evaluationLimit: at most so many windows of the validation and of the test part are used.
   /// - Throws: `DataError` naming a file that is missing or too short.
-  public init(files paths: [String], length: Int = 256, evaluationLimit: Int = .max, name: String = "bytes") throws {
-    guard !paths.isEmpty else { throw DataError("byte-level language modelling needs at least one file") }
+  public convenience init(files paths: [String], length: Int = 256, evaluationLimit: Int = .max, name: String = "bytes") throws {
+    try self.init(
+      texts: paths.map { (name: $0, bytes: try Self.contents($0)) }, length: length, evaluationLimit: evaluationLimit, name: name)
+  }
+
+  /// Over given bytes instead of files, under names for the summary and errors.
+  public init(texts: [(name: String, bytes: Data)], length: Int = 256, evaluationLimit: Int = .max, name: String = "bytes") throws {
+    guard !texts.isEmpty else { throw DataError("byte-level language modelling needs at least one file") }
     guard length > 0, evaluationLimit >= 0 else { throw DataError("the length of a window must be positive, not \(length)") }
-    files = try paths.map(Self.contents)
+    let paths = texts.map(\.name)
+    files = texts.map(\.bytes)
     var parts: [DataSplit: [Part]] = [:]
     for (index, data) in files.enumerated() {
       let needed = 20 * (length + 1)

@@ -1,69 +1,66 @@
 import Foundation
 
-/// Text written by a program, for experiments on language models where no text can be brought along: **no language**, but with the
-/// structure that a model's parts must find. Words are syllables, frequent ones short (Zipf's law); each word has a few likely
-/// followers; sentences have a capital and a stop; and every paragraph has people and a thing of its own, whose names recur in it, so
-/// that attention to what stood far back pays. A function of the seed.
+/// Text that a program writes, for experiments that must not depend on a file. It has what makes real text worth different kinds of
+/// memory: spelling (words of a fixed lexicon, made of syllables), word order (each word has its own few likely successors), and
+/// subjects (a paragraph keeps to the few names that it introduced, so that the rest of a name can be known from far back).
+///
+/// A text is a function of its seed: the same on every platform.
 public struct SyntheticText: Sendable {
-  public var seed: UInt64
-  /// Words of the vocabulary, besides names.
+  /// Words of the lexicon.
   public var words: Int
-  /// Likely followers of a word.
-  public var followers: Int
+  /// Names that a paragraph is about.
+  public var names: Int
+  /// The share of words that are names.
+  public var nameShare: Double
 
-  public init(seed: UInt64 = 0, words: Int = 400, followers: Int = 6) {
-    precondition(words > 1 && followers > 0, "a text needs at least two words and one follower")
-    self.seed = seed
+  public init(words: Int = 400, names: Int = 3, nameShare: Double = 0.2) {
     self.words = words
-    self.followers = followers
+    self.names = names
+    self.nameShare = nameShare
   }
 
-  private static func syllable(_ random: inout SeededRandom) -> String {
-    let onsets = ["b", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "st", "tr", "sh", "th", "br", "cl", ""]
-    let vowels = ["a", "e", "i", "o", "u", "ea", "ou"]
-    let codas = ["", "", "", "n", "r", "s", "t", "l", "nd", "st"]
-    return onsets[random.integer(below: onsets.count)] + vowels[random.integer(below: vowels.count)]
-      + codas[random.integer(below: codas.count)]
+  private static let onsets = ["b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "st", "tr", "ch", "sh", "w", "h", "br"]
+  private static let vowels = ["a", "e", "i", "o", "u", "ea", "ou", "ai"]
+  private static let codas = ["", "", "", "n", "r", "s", "t", "l", "nd", "ck"]
+
+  private static func word(_ random: inout SeededRandom, syllables: Int) -> String {
+    (0..<syllables).map { _ in
+      onsets[random.integer(below: onsets.count)] + vowels[random.integer(below: vowels.count)]
+        + codas[random.integer(below: codas.count)]
+    }.joined()
   }
 
-  /// The first `count` bytes (ASCII).
-  public func bytes(_ count: Int) -> [UInt8] {
-    var random = SeededRandom(seed: seed, stream: 0)
-    var vocabulary: [String] = []
-    var known = Set<String>()
-    while vocabulary.count < words {
-      let syllables = 1 + vocabulary.count * 3 / words
-      let word = (0..<syllables).map { _ in Self.syllable(&random) }.joined()
-      if word.count > 1, known.insert(word).inserted { vocabulary.append(word) }
-    }
-    // Zipf: the n-th word is drawn with weight 1/(n + 2), by its inverse distribution on the logarithm.
-    let spread = Double(words + 2) / 2
-    func frequent() -> Int { min(words - 1, Int(2 * pow(spread, random.uniform()) - 2)) }
-    let next = (0..<words).map { _ in (0..<followers).map { _ in frequent() } }
-
-    var text: [UInt8] = []
-    text.reserveCapacity(count + 1000)
-    while text.count < count {
-      let names = (0..<3).map { _ in
-        let name = (0..<2).map { _ in Self.syllable(&random) }.joined() + "o"
-        return name.prefix(1).uppercased() + name.dropFirst()
-      }
-      for _ in 0..<(4 + random.integer(below: 6)) {
-        var word = frequent()
-        var sentence: [String] = random.uniform() < 0.7 ? [names[random.integer(below: names.count)]] : []
-        for _ in 0..<(4 + random.integer(below: 8)) {
-          if random.uniform() < 0.15 {
-            sentence.append(names[random.integer(below: names.count)])
+  /// At least `count` bytes of ASCII text: whole paragraphs.
+  public func bytes(_ count: Int, seed: UInt64 = 0) -> Data {
+    var random = SeededRandom(seed: seed, stream: 1)
+    // Frequent words are short.
+    let lexicon = (0..<words).map { Self.word(&random, syllables: $0 < words / 8 ? 1 : $0 < words / 2 ? 2 : 3) }
+    let successors = (0..<words).map { _ in (0..<4).map { _ in frequent(&random) } }
+    var text = ""
+    while text.utf8.count < count {
+      let subjects = (0..<names).map { _ in Self.word(&random, syllables: 2).capitalized }
+      for _ in 0..<4 + random.integer(below: 6) {
+        var previous = frequent(&random)
+        var sentence: [String] = []
+        for _ in 0..<5 + random.integer(below: 10) {
+          if random.uniform() < nameShare {
+            sentence.append(subjects[random.integer(below: names)])
           } else {
-            word = random.uniform() < 0.8 ? next[word][random.integer(below: followers)] : frequent()
-            sentence.append(vocabulary[word])
+            previous = random.uniform() < 0.7 ? successors[previous][random.integer(below: 4)] : frequent(&random)
+            sentence.append(lexicon[previous])
           }
         }
-        sentence[0] = sentence[0].prefix(1).uppercased() + sentence[0].dropFirst()
-        text += Array(sentence.joined(separator: " ").utf8) + Array(". ".utf8)
+        let first = sentence[0]
+        sentence[0] = first.prefix(1).uppercased() + first.dropFirst()
+        text += sentence.joined(separator: " ") + (random.uniform() < 0.2 ? "?" : ".") + " "
       }
-      text[text.count - 1] = 10
+      text += "\n"
     }
-    return Array(text[..<count])
+    return Data(text.utf8)
+  }
+
+  /// A word by Zipf's law: rank r with probability ∝ 1 / r, by the inverse of its (continuous) distribution function.
+  private func frequent(_ random: inout SeededRandom) -> Int {
+    min(words - 1, Int(pow(Double(words + 1), random.uniform())) - 1)
   }
 }

@@ -1,6 +1,7 @@
 private enum Operators {
   static let layerNorm = Operator("martlet::layer_norm")
   static let rmsNorm = Operator("martlet::rms_norm")
+  static let simpleRMSNorm = Operator("martlet::simple_rms_norm")
   static let batchNorm = Operator("aten::batch_norm")
   static let groupNorm = Operator("aten::group_norm")
 }
@@ -54,6 +55,20 @@ public final class RMSNorm: Module, NormalizationLayer {
     let factor = unitOffset ? weight.map { $0 + 1 } : weight
     return Operators.rmsNorm(.tensor(x), .tensor(factor), .double(epsilon))
   }
+}
+
+/// x / (‖x‖₂ D^{−½} + ε) over the last axis of D channels, without parameters: TransNormer's SRMSNorm (Qin et al. 2022).
+/// The derivative is at most 1/ε, also at rows that vanish.
+public final class SRMSNorm: Module, NormalizationLayer {
+  public let epsilon: Double
+
+  public init(epsilon: Double = 1e-8) {
+    require(epsilon > 0, "the norm's epsilon must be positive, got \(epsilon)")
+    self.epsilon = epsilon
+    super.init()
+  }
+
+  public func callAsFunction(_ x: Tensor) -> Tensor { Operators.simpleRMSNorm(.tensor(x), .double(epsilon)) }
 }
 
 /// Normalises each channel over batch and positions in training, by running averages in evaluation (Ioffe & Szegedy 2015).
@@ -167,6 +182,8 @@ public enum NormalizationKind: String, Codable, Sendable, CaseIterable {
   case rms
   /// RMS with the factor 1 + weight.
   case rmsUnitOffset = "rms_unit_offset"
+  /// ``SRMSNorm``: without a factor.
+  case simpleRMS = "simple_rms"
   case batch
   /// Slides from layer norm to a batch norm that can be folded away (SLAB).
   case prepbn
@@ -182,6 +199,7 @@ public enum NormalizationKind: String, Codable, Sendable, CaseIterable {
     case .layer: LayerNorm(width, epsilon: epsilon ?? 1e-5)
     case .rms: RMSNorm(width, epsilon: epsilon ?? 1e-6)
     case .rmsUnitOffset: RMSNorm(width, epsilon: epsilon ?? 1e-6, unitOffset: true)
+    case .simpleRMS: SRMSNorm(epsilon: epsilon ?? 1e-8)
     case .batch: BatchNorm(width, epsilon: epsilon ?? 1e-5)
     case .prepbn: ProgressiveRepBatchNorm(width, schedule: schedule, epsilon: epsilon ?? 1e-5)
     case .none: nil

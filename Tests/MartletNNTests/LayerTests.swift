@@ -124,6 +124,31 @@ import Testing
     #expect(NormalizationKind.none.make(4) == nil && NormalizationKind.rms.make(4) is RMSNorm)
   }
 
+  /// x / (‖x‖ D^{−½} + ε): by its formula, with the gradient of finite differences, and at rows that vanish.
+  @Test func simpleRMSNormIsItsFormula() {
+    for (scale, epsilon) in [(1.0, 1e-8), (1e-7, 1e-8), (0.1, 0.5)] {
+      let norm = SRMSNorm(epsilon: epsilon)
+      func formula(_ x: Tensor) -> Tensor { x / (x.norm(2, axis: -1, keepDims: true) / Double(x.dim(-1)).squareRoot() + epsilon) }
+      let x = normal([5, 33], seed: 4) * scale
+      let seed = normal([5, 33], seed: 5)
+      func results(_ dtype: DType, _ function: (Tensor) -> Tensor) -> [Tensor] {
+        let input = x.to(dtype).detached().copy().tracked()
+        let y = function(input)
+        return [y, gradient(of: y, with: [input], seed: seed.to(dtype))[0]!]
+      }
+      let exact = results(.float64, formula)
+      for (a, b) in zip(results(.float64) { norm($0) }, exact) { #expect(relativeDifference(a, b) < 1e-12, "scale \(scale), ε \(epsilon)") }
+      for (a, b) in zip(results(.float32) { norm($0) }, exact) {
+        #expect(relativeDifference(a.to(.float64), b) < 2e-6, "scale \(scale), ε \(epsilon): \(relativeDifference(a.to(.float64), b))")
+      }
+    }
+    let zeros = Tensor.zeros([2, 8]).tracked()
+    let y = SRMSNorm()(zeros)
+    let slope = gradient(of: y, with: [zeros], seed: Tensor.ones([2, 8]))[0]!
+    #expect(y.abs().max().item() == 0 && slope.allFinite && abs(slope.max().item() * 1e-8 - 1) < 1e-5, "1/ε at 0")
+    #expect(SRMSNorm().parameterCount == 0 && NormalizationKind.simpleRMS.make(4) is SRMSNorm)
+  }
+
   @Test func linearTakesAnyRankAndNoBias() {
     let linear = Linear(6, 4, bias: false, generator: Self.generator())
     let x = normal([2, 3, 5, 6], seed: 5).to(.float32)

@@ -52,7 +52,7 @@ struct LolcatsExperiment {
     var losses: [String: [Double]] = [:]
     var trained: [String: Int] = [:]
     for seed in seeds {
-      let bytes = text ?? SyntheticText(seed: UInt64(seed)).bytes(textBytes)
+      let bytes = text ?? Array(SyntheticText().bytes(textBytes, seed: UInt64(seed)).prefix(textBytes))
       let (train, held) = try TokenSequences.split(bytes.map(Int.init), length: length + 1)
       let measured = held.batches(size: batchSize, limit: heldOut)
       let order = BatchOrder(count: train.count)
