@@ -36,11 +36,13 @@ public struct MixerKind: Sendable {
   public let slowParameters: [String]
   /// The directions in which the mixer can be built.
   public let directions: Set<MixerDirection>
+  /// The width of a head must be a multiple of it where a model's width is chosen for the mixer.
+  public let headMultiple: Int
   let make: @Sendable (MixerSite, JSONValue, RandomGenerator) throws -> any SequenceMixer
 
   public init(
     name: String, summary: String, keys: [ConfigurationKey], slowParameters: [String] = [],
-    directions: Set<MixerDirection> = [.causal, .bidirectional],
+    directions: Set<MixerDirection> = [.causal, .bidirectional], headMultiple: Int = 2,
     make: @escaping @Sendable (MixerSite, JSONValue, RandomGenerator) throws -> any SequenceMixer
   ) {
     self.name = name
@@ -48,6 +50,7 @@ public struct MixerKind: Sendable {
     self.keys = keys
     self.slowParameters = slowParameters
     self.directions = directions
+    self.headMultiple = headMultiple
     self.make = make
   }
 

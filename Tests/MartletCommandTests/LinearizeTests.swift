@@ -33,7 +33,7 @@ import Testing
       #expect(config["linearized_attention"]?["window"]?.intValue == 4)
       let evaluated = try CommandRun(["evaluate", out, "--perplexity", data, "--window", "32", "--json"])
       #expect(evaluated.status == 0, "\(evaluated.errors)")
-      let generated = try CommandRun(["generate", out, "the cat", "--max-tokens", "20", "--temperature", "0"])
+      let generated = try CommandRun(["generate", out, "the cat", "--tokens", "20", "--temperature", "0"])
       #expect(generated.status == 0, "\(generated.errors)")
       let inspected = try CommandRun(["inspect", out])
       #expect(inspected.status == 0, "\(inspected.errors)")

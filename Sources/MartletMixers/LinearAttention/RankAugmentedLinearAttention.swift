@@ -119,7 +119,7 @@ extension MixerKind {
       ConfigurationKey("gated", .boolean, default: true, "multiply the output by a linear map of the input (O)"),
       ConfigurationKey("rotary", .boolean, default: true, "rotary positions by row and column"),
       ConfigurationKey("softmax", .boolean, default: false, "softmax attention instead, as in RAVLT's later stages"),
-    ], directions: [.bidirectional]
+    ], directions: [.bidirectional], headMultiple: 4
   ) { site, options, generator in
     let heads = try heads(options, site)
     let local = options["local_kernel"]?.intValue ?? 5

@@ -1,6 +1,6 @@
 import Foundation
 
-/// Finds the model of a family whose parameter count is nearest to a target: width in steps of 2 × heads, then the
+/// Finds the model of a family whose parameter count is nearest to a target: width in steps of 2 × heads (more where a mixer asks for it), then the
 /// feed-forward's inner width to fill the rest.
 public enum ParameterMatching {
   /// The largest deviation that is still called equal.
@@ -15,7 +15,7 @@ public enum ParameterMatching {
   public static func match(
     _ configuration: BackboneConfiguration, objective: TaskObjective, target: Int
   ) throws -> (configuration: BackboneConfiguration, count: Int) {
-    let unit = 2 * configuration.heads
+    let unit = try configuration.mixers.map { try $0.kind.headMultiple }.reduce(2, max) * configuration.heads
     func sized(_ width: Int, hidden: Int?) -> BackboneConfiguration {
       var c = configuration
       c.width = width
