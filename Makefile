@@ -9,7 +9,7 @@ endif
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 OUT ?= demo
 SWIFT_SOURCES := Package.swift Sources Tests
-REPRODUCE ?= spt gla s4
+REPRODUCE ?= s4 sgconv spt gla deltanet transnormer aaren lmuformer atlas selective-s4 nprf rala slab lolcats
 
 .PHONY: help setup build demo test bench reproduce format lint docs clean
 
