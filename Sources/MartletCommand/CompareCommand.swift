@@ -68,6 +68,9 @@ struct CompareCommand: ParsableCommand {
   @Option(help: "Folder for results, report and checkpoints.", completion: .directory)
   var out: String
 
+  @Option(help: "Also write the tables and the verdict in Markdown.", completion: .file(extensions: ["md"]))
+  var markdown: String?
+
   @Option(help: "Threads inside operators; 0 takes the machine's.")
   var threads: Int = 0
 
@@ -107,6 +110,7 @@ struct CompareCommand: ParsableCommand {
       }
     }
     let results = try comparison.run()
+    if let markdown { try Data(results.markdown().utf8).write(to: URL(fileURLWithPath: markdown), options: .atomic) }
     if json {
       FileHandle.standardOutput.write(try results.json())
       print()

@@ -126,6 +126,8 @@ public struct LinearizeWithLoRA: Sendable {
   /// Linearises a model in place. Its other parameters are frozen, and the adapters merged at the end.
   ///
   /// - Parameters:
+  ///   - train: a sixteenth of it chooses the learning rates' plateaus and the values that are kept.
+  ///   - heldOut: only measured: what is reported was not chosen by it.
   ///   - folder: keeps what is needed to go on after an interruption, with the same options and sequences; `nil` for nothing.
   ///   - progress: returning false stops; the model is then of no use, but the folder is.
   /// - Returns: `nil` when it was stopped.
@@ -151,6 +153,7 @@ public struct LinearizeWithLoRA: Sendable {
     let generator = RandomGenerator(seed: options.seed)
     model.eval()
     model.freeze()
+    let (learnt, choosing) = try train.settingAside(1.0 / 16)
     let batches = heldOut.batches(size: adaptation.batchSize, limit: options.heldOutLimit)
     guard try progress(Progress(stage: .measuring, step: 0, steps: 2, loss: .nan, heldOutLoss: nil)) else { return nil }
     let parameters = model.parameterCount
@@ -161,7 +164,7 @@ public struct LinearizeWithLoRA: Sendable {
     let swap = Self.loss(model, batches)
 
     let file = folder.map { TransferFile($0 + "/transfer.safetensors") }
-    let outcome = try AttentionTransfer(options.transfer).run(model, train: train, heldOut: heldOut, saved: file) {
+    let outcome = try AttentionTransfer(options.transfer).run(model, train: learnt, heldOut: choosing, saved: file) {
       try progress(Progress(stage: .transfer, step: $0.step, steps: $0.steps, loss: $0.loss, heldOutLoss: $0.heldOutLoss))
     }
     guard let outcome else { return nil }
@@ -174,7 +177,8 @@ public struct LinearizeWithLoRA: Sendable {
       for (_, tensor) in AttentionTransfer.parameters(of: AttentionTransfer.layers(of: model)) { tensor.requiresGradient = true }
     }
     let adaptationCount = model.trainableParameters().reduce(0) { $0 + $1.tensor.count }
-    guard try adapt(model, train, batches, folder, progress) else { return nil }
+    let chosen = choosing.batches(size: adaptation.batchSize, limit: options.heldOutLimit)
+    guard try adapt(model, learnt, chosen, folder, progress) else { return nil }
     try model.mergeAdapters()
     model.eval()
     let adapted = Self.loss(model, batches)
@@ -186,7 +190,7 @@ public struct LinearizeWithLoRA: Sendable {
       seconds: Double((ContinuousClock.now - start) / .milliseconds(1)) / 1000)
   }
 
-  /// Trains what is trainable on the next-token loss; the values of the lowest held-out loss are kept. False when stopped.
+  /// Trains what is trainable on the next-token loss; the values of the lowest loss on what was set aside are kept. False when stopped.
   private func adapt(
     _ model: LanguageModel, _ train: TokenSequences, _ heldOut: [Tensor], _ folder: String?, _ progress: (Progress) throws -> Bool
   ) throws -> Bool {

@@ -28,6 +28,14 @@ public struct TokenSequences: Sendable {
     return (try Self(Array(tokens[..<(kept * length)]), length: length), try Self(Array(tokens[(kept * length)...]), length: length))
   }
 
+  /// The last share of the rows apart, at least one; of a single row both.
+  public func settingAside(_ share: Double) throws -> (rest: Self, aside: Self) {
+    guard count >= 2 else { return (self, self) }
+    let kept = min(count - 1, max(1, Int((Double(count) * (1 - share)).rounded())))
+    let all = tokens.map(Int.init)
+    return (try Self(Array(all[..<(kept * length)]), length: length), try Self(Array(all[(kept * length)...]), length: length))
+  }
+
   /// Rows as [count, length] int64.
   public func batch(_ rows: some Collection<Int>) -> Tensor {
     Tensor(rows.flatMap { tokens[($0 * length)..<(($0 + 1) * length)].map(Int.init) }, [rows.count, length])

@@ -198,5 +198,7 @@ import Testing
     #expect(throws: DataError.self) { _ = try TokenSequences(Array(0..<10), length: 24) }
     let (first, second) = try TokenSequences.split(Array(0..<100), length: 10, heldOut: 0.3)
     #expect(first.count == 7 && second.tokens.first == 70)
+    let (rest, aside) = try first.settingAside(0.1)
+    #expect(rest.count == first.count - 1 && aside.tokens == Array(first.tokens.suffix(10)))
   }
 }
