@@ -141,7 +141,9 @@ import Testing
 
   @Test func theProcedureReportsEveryStage() throws {
     let model = try base()
-    let (train, heldOut) = (try sequences(20), try sequences(4, seed: 8))
+    let train = try sequences(20)
+    // Measured on the very rows that the procedure sets aside, the kept values are at least as good as those they began from.
+    let heldOut = try train.settingAside(1.0 / 16).aside
     let teacher = LinearizeWithLoRA.loss(model, heldOut.batches(size: 2, limit: 4))
     var stages: [String] = []
     let report = try #require(
@@ -152,7 +154,7 @@ import Testing
     #expect(stages == ["measuring", "transfer", "adaptation"])
     #expect(report.layers == [0, 1])
     #expect(report.teacherLoss == teacher)
-    #expect(report.adaptedLoss <= report.transferLoss + 1e-6, "the lowest held-out loss is kept")
+    #expect(report.adaptedLoss <= report.transferLoss + 1e-6, "the lowest loss on what was set aside is kept")
     #expect(report.adaptedLoss == LinearizeWithLoRA.loss(model, heldOut.batches(size: 2, limit: 4)))
     #expect(report.transferParameters == 2 * (2 * 2 * 8 * 6 + 2))
     #expect(model.adaptedLayers.isEmpty)
