@@ -26,7 +26,7 @@
 //
 // Arithmetic a token and head: forward 6 dk dv + 64 dk + 32 dv flops, backward 16 dk dv + 160 dk + 110 dv, of which 4 dk dv
 // recompute what forward had: it keeps one state every 128 tokens (dk dv / 128 floats a token, half of one input at
-// dk = dv = 64). Measured on one core (Zen 5, dk = dv = 64, L = 4096, in one run with the others, all on a machine that was four
+// dk = dv = 64). Measured on one core (Zen 3 with AVX2, dk = dv = 64, L = 4096, in one run with the others, all on a machine that was four
 // times slower than when quiet): forward 1.3 times and forward + backward 1.3 times the time of ungated linear attention
 // (GatedLinearAttention.cpp), 1/5 and 1/10 of PyTorch's chunked form. Block products take half of the time, transposes a sixth;
 // the solves, a thirteenth. Sequences and heads are shared out whole: with fewer of them than workers some workers idle.

@@ -7,7 +7,7 @@ import Foundation
 ///
 /// with trainable a_i > 0 that begin as 1/i!, the series of e^{x·y}. For p = 2: [√a₀, √a₁ x, √a₂ (x_i²; √2 x_i x_j)]. A linear memory
 /// of such keys holds O(d^p) pairs instead of d. On CPU in float32 it is `martlet::polynomial_features`.
-public final class PolynomialFeatures: Module, FeatureMap {
+public final class PolynomialFeatures: Module {
   /// log a_i, [p + 1].
   @Parameter(key: "log_coefficients") public var logCoefficients: Tensor
   /// Channels.
