@@ -4,12 +4,13 @@ A file mixers/NAME.py (NAME as `martlet compare --mixers` calls the mixer) defin
 
     LENGTHS = (1024, 4096)                       # optional: where the form fits in time and memory; default all
     def layer(width, heads, length): -> Module   # forward(x [1, length, width]) -> the same shape, at Martlet's default options
+    def operator(width, heads, length)           # optional: (inputs, function), what the layer does between its projections
 
 CASES maps a name to a setup function; it returns the thunk to be timed.
 """
 
 import functools
-import importlib.util
+import importlib
 from pathlib import Path
 
 import torch
@@ -55,6 +56,15 @@ def training(make, length):
     return lambda: torch.autograd.grad(layer(x), leaves, upstream, allow_unused=True)
 
 
+def differentiated(make, length):
+    torch.manual_seed(0)
+    inputs, run = make(length)
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    with torch.no_grad():
+        upstream = torch.randn_like(run(*leaves))
+    return lambda: torch.autograd.grad(run(*leaves), leaves, upstream)
+
+
 def token(context):
     layer = Attention(WIDTH, HEADS)
     keys, values = (torch.randn(1, HEADS, context + 1, WIDTH // HEADS) for _ in range(2))
@@ -81,10 +91,11 @@ for length in LENGTHS:
     CASES[f"attention layer forward+backward {size(length)}"] = functools.partial(training, make, length)
 for context in CONTEXTS:
     CASES[f"attention layer, one token after {short(context)} D{WIDTH} H{HEADS}"] = functools.partial(token, context)
-for path in sorted((Path(__file__).parent / "mixers").glob("*.py")):
-    spec = importlib.util.spec_from_file_location("mixers_" + path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+for path in sorted((Path(__file__).parent / "mixers").glob("[a-z]*.py")):
+    module = importlib.import_module("mixers." + path.stem)
     for length in getattr(module, "LENGTHS", LENGTHS):
         make = lambda length, module=module: module.layer(WIDTH, HEADS, length)
         CASES[f"{path.stem} layer forward+backward {size(length)}"] = functools.partial(training, make, length)
+        if hasattr(module, "operator"):
+            make = lambda length, module=module: module.operator(WIDTH, HEADS, length)
+            CASES[f"{path.stem} operator forward+backward {size(length)}"] = functools.partial(differentiated, make, length)

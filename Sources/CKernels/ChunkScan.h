@@ -22,6 +22,7 @@
 #include <memory>
 #include <new>
 #include <optional>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -433,6 +434,21 @@ class Arena {
   Arena& rewound() {
     used_ = 0;
     return *this;
+  }
+};
+
+/// What each worker of a parallel loop has for itself, made from the same arguments when it takes its first task.
+template <typename Worker, typename... Arguments>
+class Workers {
+  std::vector<std::unique_ptr<Worker>> made_;
+  std::tuple<Arguments...> arguments_;
+
+ public:
+  explicit Workers(Arguments... arguments) : made_(static_cast<size_t>(workerCount())), arguments_(arguments...) {}
+  Worker& operator[](int64_t worker) {
+    auto& own = made_[static_cast<size_t>(worker)];
+    if (!own) own = std::apply([](const auto&... arguments) { return std::make_unique<Worker>(arguments...); }, arguments_);
+    return *own;
   }
 };
 

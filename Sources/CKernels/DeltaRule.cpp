@@ -26,10 +26,10 @@
 //
 // Arithmetic a token and head: forward 6 dk dv + 64 dk + 32 dv flops, backward 16 dk dv + 160 dk + 110 dv, of which 4 dk dv
 // recompute what forward had: it keeps one state every 128 tokens (dk dv / 128 floats a token, half of one input at
-// dk = dv = 64). Measured on one core (Zen 3 with AVX2, dk = dv = 64, L = 4096, in one run with the others, all on a machine that was four
-// times slower than when quiet): forward 1.3 times and forward + backward 1.3 times the time of ungated linear attention
-// (GatedLinearAttention.cpp), 1/5 and 1/10 of PyTorch's chunked form. Block products take half of the time, transposes a sixth;
-// the solves, a thirteenth. Sequences and heads are shared out whole: with fewer of them than workers some workers idle.
+// dk = dv = 64). Measured with Benchmarks/family_kernels.py on one core (Zen 3 with AVX2, dk = dv = 64, L = 4096, CPU time): forward 0.79
+// us a token and head, forward + backward 3.0, 1.4 and 1.3 times ungated linear attention (GatedLinearAttention.cpp). Block products
+// take half of the time, transposes a sixth; the solves, a thirteenth. Sequences and heads are shared out whole: with fewer of them
+// than workers some workers idle.
 
 #include "ChunkScan.h"
 
@@ -458,16 +458,7 @@ class Scan {
   }
 };
 
-struct Workers {
-  std::vector<std::unique_ptr<Scan>> scans;
-  const Problem& problem;
-  bool backward;
-  Workers(const Problem& p, bool backward) : scans(workerCount()), problem(p), backward(backward) {}
-  Scan& operator[](int64_t worker) {
-    if (!scans[worker]) scans[worker] = std::make_unique<Scan>(problem, backward);
-    return *scans[worker];
-  }
-};
+using ScanWorkers = Workers<Scan, const Problem&, bool>;
 
 constexpr const char* kName = "delta_rule";
 
@@ -509,7 +500,7 @@ std::tuple<Tensor, Tensor, Tensor> forwardPass(const Inputs& in, bool save) {
   Tensor last = at::empty({p.sequences.count(), p.heads, p.dk, p.dv}, at::kFloat);
   Tensor saved = save ? at::empty({p.sequences.savedStates(), p.dk, p.dv}, at::kFloat) : Tensor();
   const Rows outRows(out);
-  Workers workers(p, false);
+  ScanWorkers workers(p, false);
   float *ends = last.data_ptr<float>(), *states = save ? saved.data_ptr<float>() : nullptr;
   parallelTasks(p.sequences.tasks(), [&](int64_t index, int64_t worker) {
     FlushDenormals flush;
@@ -548,7 +539,7 @@ Gradients backwardPass(const Inputs& in, const Tensor& saved, const Tensor& outG
                                             : at::zeros({1}, options).expand({p.batch, p.heads, p.length, p.dv}).contiguous();
   const Rows out(dout), dq(g.query), dk(g.key), dv(g.value), rates(g.rate);
   const Rows decays = wantDecay ? Rows(g.decay) : Rows();
-  Workers workers(p, true);
+  ScanWorkers workers(p, true);
   float* starts = g.state.data_ptr<float>();
   parallelTasks(p.sequences.tasks(), [&](int64_t index, int64_t worker) {
     FlushDenormals flush;

@@ -9,7 +9,8 @@
 //
 // Measured on one core (Zen 5, dk = dv = 64, L = 4096, CPU time in the machine's quieter moments): forward 145 ns a token and
 // head without a gate and 180 with one a channel, 140 and 115 GFLOP/s; forward + backward 600 and 770 ns, 110 and 90 GFLOP/s;
-// these block products alone reach 240. Products take about 60 % of forward and a third of backward. The rest is some 2.3 KB a
+// these block products alone reach 240. On a Zen 3 with AVX2 (Benchmarks/family_kernels.py) 0.57 and 0.71 us, and 2.3 and 2.6 with
+// backward, where block products reach 70 to 85. Products take about 60 % of forward and a third of backward. The rest is some 2.3 KB a
 // token and head moved in and out of memory, the first touch of the gradients' pages, transposes and the gates' factors.
 
 #include "ChunkScan.h"
@@ -436,22 +437,14 @@ struct Segments {
   int64_t end(int64_t i, int64_t tokens) const { return std::min(tokens, (i + 1) * length); }
 };
 
-struct Workers {
-  std::vector<std::unique_ptr<Scan>> scans;
-  const Problem& problem;
-  explicit Workers(const Problem& p) : scans(workerCount()), problem(p) {}
-  Scan& operator[](int64_t worker) {
-    if (!scans[worker]) scans[worker] = std::make_unique<Scan>(problem);
-    return *scans[worker];
-  }
-};
+using ScanWorkers = Workers<Scan, const Problem&>;
 
 /// The state entering every segment [BH, segments + 1, dk, columns] (the last one leaving), from `first` ([BH, dk, columns]
 /// or nothing), by sums inside segments in parallel and then one pass over segments. `reverse`: of the state's gradient,
 /// from the last segment to the first; entry i is then the gradient at the end of segment i - 1.
 template <typename Accumulate>
 Tensor enteringStates(
-    const Problem& p, const Segments& segments, const float* first, bool reverse, bool everySegment, Workers& workers,
+    const Problem& p, const Segments& segments, const float* first, bool reverse, bool everySegment, ScanWorkers& workers,
     const Accumulate& accumulate) {
   const int64_t heads = p.count(), size = p.stateSize(), entries = segments.count + 1;
   Tensor states = at::empty({heads, entries, p.dk, p.columns}, at::kFloat);
@@ -534,7 +527,7 @@ std::tuple<Tensor, Tensor, Tensor> gatedForward(const GatedInputs& in, double sc
   Tensor saved = save ? at::empty({p.sequences.savedStates(), p.dk, p.dv}, at::kFloat) : Tensor();
   if (out.numel() == 0) return {out, last, saved};
   const Segments segments(p.count(), p.length, p.sequences.packed());
-  Workers workers(p);
+  ScanWorkers workers(p);
   Tensor entering;
   if (segments.count > 1) {
     entering = enteringStates(p, segments, floats(in.state), false, false, workers, [](Scan& scan, auto... rest) { scan.accumulate(rest...); });
@@ -588,7 +581,7 @@ GatedGradients gatedBackward(
   Rows dg;
   if (wantGate && in.mode != Gate::head) dg = Rows(g.gate);
   const Segments segments(p.count(), p.length, p.sequences.packed());
-  Workers workers(p);
+  ScanWorkers workers(p);
   Tensor entering;
   const auto loader = [&](int64_t head) {
     return [&, head](int64_t t, int64_t rows, float* to) { outRows.load(head, t, rows, to, p.paddedColumns); };
@@ -711,7 +704,7 @@ std::tuple<Tensor, Tensor, Tensor> normalisedForward(const NormalisedInputs& in,
   Tensor saved = at::empty({save || !causal ? p.count() : 0, entries, p.dk, p.columns}, at::kFloat);
   if (out.numel() == 0) return {out, denominators, saved};
   const Segments segments(p.count(), p.length);
-  Workers workers(p);
+  ScanWorkers workers(p);
   Tensor entering;
   if (!causal || segments.count > 1) {
     entering = enteringStates(p, segments, nullptr, false, !causal, workers, [](Scan& scan, auto... rest) { scan.accumulate(rest...); });
@@ -779,7 +772,7 @@ class NormalisedFunction : public torch::autograd::Function<NormalisedFunction> 
     const Rows dout(outGradient), quotient(out), dq(queryGradient), dk(keyGradient), dv(valueGradient);
     const float* bottom = floats(denominators);
     const Segments segments(p.count(), p.length);
-    Workers workers(p);
+    ScanWorkers workers(p);
     std::vector<std::vector<float>> tiles(workerCount(), std::vector<float>(kBlock * p.paddedColumns));
     const auto loader = [&](int64_t head, float* quotients) {
       return [&, head, quotients](int64_t t, int64_t rows, float* to) {

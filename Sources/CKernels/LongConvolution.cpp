@@ -9,9 +9,9 @@
 // Limits met, one Zen 5 core (peak 235 GFLOP/s of multiply-adds), counting 5 n log2 n operations a transform: 127 GFLOP/s
 // at 4k steps, sixteen channels in the second-level cache, which is what butterflies of half-fused additions can reach. Beyond, those sixteen
 // streamed through the shared cache four times, and scratch and results of more than 32 MiB cost a page fault every 4 KiB at every call
-// (half of the time at 256k steps on a virtual machine): hence phases, scratch that is kept, and large pages. Forward and backward, ns a
-// step and channel on one core of a busy two-core machine with AVX2 and 512 KiB of second-level cache: 5.5 and 12 at 4k, 8.6 and 16 at
-// 16k, 9.6 and 20 at 64k, 13.6 and 32 at 256k (without these 9.4 and 29 at 64k, 21 and 37 at 256k in the same minutes).
+// (half of the time at 256k steps on a virtual machine): hence phases, scratch that is kept, and large pages. Forward, and with backward,
+// ns a step and channel on one Zen 3 core with AVX2 (Benchmarks/family_kernels.py): 6.7 and 21 at 4k, 9.5 and 29 at 16k, 11 and 30 at 64k,
+// 11 and 33 at 256k (without these 10 and 58 at 64k, 27 and 69 at 256k).
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>

@@ -14,9 +14,8 @@
 // Arithmetic a token and head without momentum, with m/b = 1 + (c - 1)/b: forward 2 (1 + 2 m/b) F dv flops beside the chunk's own
 // 2 m (F + dv), backward 2 (2 + 6 m/b) F dv; momentum adds 2 (1 + m/b) and 2 (2 + 3 m/b) F dv.
 //
-// Measured on one core without AVX-512 (Zen 3, a busy machine, CPU time; F = 91, dv = 64, c = 4, L = 2048), a token and head: b = 4
-// forward 1.7 us, backward 6.6; b = 8 1.4 and 5.1; b = 16 1.1 and 3.9; b = 32 0.9 and 3.3: 32-39 and 22-30 GFLOP/s where a large
-// product by MKL reaches 53. Backward's columns are padded to 16 (2 b + c - 1 and b + c - 1 of them), of which b = 8 uses 19 of 32.
+// Measured with Benchmarks/family_kernels.py on one core (Zen 3 with AVX2, CPU time; F = 91, dv = 64, c = 4, L = 4096), us a token and
+// head, forward, and with backward: b = 4 1.8 and 8.6; b = 8 1.2 and 6.5; b = 16 1.1 and 5.3; b = 32 1.1 and 4.7. Backward's columns are padded to 16 (2 b + c - 1 and b + c - 1 of them), of which b = 8 uses 19 of 32.
 
 #include "ChunkScan.h"
 #include "Product.h"
@@ -39,49 +38,6 @@ using OptionalTensor = std::optional<Tensor>;
 constexpr int64_t kSpacing = 128;
 
 // --- Leaves ---------------------------------------------------------------------------------------------------------
-
-/// `count` (at most 6) rows by 16 columns: on AVX2 twelve accumulators, two vectors of b and one element of a fill the registers.
-template <int count>
-MARTLET_INLINE void rowsByLanes(
-    int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, bool add) {
-#pragma clang fp contract(fast)
-  Lanes sums[count];
-  for (int i = 0; i < count; ++i) {
-    const Lanes zero = {};
-    sums[i] = add ? lanes(c + i * ldc) : zero;
-  }
-  for (int64_t p = 0; p < k; ++p) {
-    const Lanes row = lanes(b + p * ldb);
-#pragma clang loop unroll(full)
-    for (int i = 0; i < count; ++i) sums[i] += a[i * lda + p] * row;
-  }
-  for (int i = 0; i < count; ++i) lanes(c + i * ldc) = sums[i];
-}
-
-/// For n a multiple of 16.
-MARTLET_VECTOR static void laneProduct(
-    int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, bool add) {
-  for (int64_t j = 0; j < n; j += 16) {
-    int64_t i = 0;
-    for (; i + 6 <= m; i += 6) rowsByLanes<6>(k, a + i * lda, lda, b + j, ldb, c + i * ldc + j, ldc, add);
-    const float* rest = a + i * lda;
-    float* to = c + i * ldc + j;
-    switch (m - i) {
-      case 1: rowsByLanes<1>(k, rest, lda, b + j, ldb, to, ldc, add); break;
-      case 2: rowsByLanes<2>(k, rest, lda, b + j, ldb, to, ldc, add); break;
-      case 3: rowsByLanes<3>(k, rest, lda, b + j, ldb, to, ldc, add); break;
-      case 4: rowsByLanes<4>(k, rest, lda, b + j, ldb, to, ldc, add); break;
-      case 5: rowsByLanes<5>(k, rest, lda, b + j, ldb, to, ldc, add); break;
-      default: break;
-    }
-  }
-}
-
-/// C[m, n] (+)= A[m, k] B[k, n], n a multiple of 16.
-void times(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, bool add) {
-  if (hasBlockKernel()) at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, false);
-  else laneProduct(m, n, k, a, lda, b, ldb, c, ldc, add);
-}
 
 /// to = x ⊙ y.
 MARTLET_VECTOR static void multiply(const float* x, const float* y, int64_t count, float* to) {
@@ -217,15 +173,15 @@ class Scan {
     const int64_t n = enter(head, chunk);
     loadQueries(head, chunk, n);
     const int64_t keys = p_.keys, rows = keys + p_.chunk;
-    times(rows, p_.v, p_.f, rows_, p_.f, state, p_.v, base_, p_.v, false);
+    product(rows, p_.v, p_.f, rows_, p_.f, state, p_.v, base_, p_.v, false);
     findErrors();
     makeWeights();
     weigh(a_ + 1, base_ + keys * p_.v, p_.chunk, p_.v, false, out_);
     if (p_.momentum) {
-      times(p_.chunk, p_.v, p_.f, rows_ + keys * p_.f, p_.f, momentum, p_.v, fromMomentum_, p_.v, false);
+      product(p_.chunk, p_.v, p_.f, rows_ + keys * p_.f, p_.f, momentum, p_.v, fromMomentum_, p_.v, false);
       weigh(b_ + 1, fromMomentum_, p_.chunk, p_.v, true, out_);
     }
-    times(p_.chunk, p_.v, keys, weights_, p_.m, error_, p_.v, out_, p_.v, true);
+    product(p_.chunk, p_.v, keys, weights_, p_.m, error_, p_.v, out_, p_.v, true);
     out.store(head, chunk * p_.chunk, n, out_, p_.v);
     leave();
   }
@@ -240,7 +196,7 @@ class Scan {
       if (p_.momentum) std::memcpy(start + size_, momentum, sizeof(float) * size_);
       if (chunk + 1 == last) break;
       enter(head, chunk);
-      times(p_.keys, p_.v, p_.f, rows_, p_.f, state, p_.v, base_, p_.v, false);
+      product(p_.keys, p_.v, p_.f, rows_, p_.f, state, p_.v, base_, p_.v, false);
       findErrors();
       transposeBlock(rows_, p_.f, p_.both, p_.f, columns_, p_.both);
       leave();
@@ -325,7 +281,7 @@ class Scan {
 
   void makeWeights() {
     transposeBlock(rows_, p_.f, p_.both, p_.f, columns_, p_.both);
-    times(p_.chunk, p_.m, p_.f, rows_ + p_.keys * p_.f, p_.f, columns_, p_.both, scores_, p_.m, false);
+    product(p_.chunk, p_.m, p_.f, rows_ + p_.keys * p_.f, p_.f, columns_, p_.both, scores_, p_.m, false);
     multiply(scores_, c_ + p_.m, p_.chunk * p_.m, weights_);
   }
 
@@ -334,11 +290,11 @@ class Scan {
     if (p_.momentum) combine(lastB(), momentum, lastA(), size_, state);
     else scale(lastA(), size_, state);
     weigh(lastC(), error_, p_.keys, p_.v, false, weighted_);
-    times(p_.f, p_.v, p_.keys, columns_, p_.both, weighted_, p_.v, state, p_.v, true);
+    product(p_.f, p_.v, p_.keys, columns_, p_.both, weighted_, p_.v, state, p_.v, true);
     if (!p_.momentum) return;
     scale(lastTheta(), size_, momentum);
     weigh(lastR(), error_, p_.keys, p_.v, false, weighted_);
-    times(p_.f, p_.v, p_.keys, columns_, p_.both, weighted_, p_.v, momentum, p_.v, true);
+    product(p_.f, p_.v, p_.keys, columns_, p_.both, weighted_, p_.v, momentum, p_.v, true);
   }
 
   template <typename LoadGradient>
@@ -348,61 +304,61 @@ class Scan {
     loadQueries(head, chunk, n);
     loadGradient(t, n, dout_, p_.v);
     if (n < p_.chunk) std::memset(dout_ + n * p_.v, 0, sizeof(float) * (p_.chunk - n) * p_.v);
-    times(keys, p_.v, p_.f, rows_, p_.f, state, p_.v, base_, p_.v, false);
+    product(keys, p_.v, p_.f, rows_, p_.f, state, p_.v, base_, p_.v, false);
     findErrors();
     makeWeights();
     // dE = (Q Kᵀ ⊙ C)ᵀ dO + C_b ⊙ K dW + R_b ⊙ K dS
     transposeBlock(weights_, p_.m, p_.b, p_.m, turned_, p_.b);
-    times(keys, p_.v, p_.chunk, turned_, p_.b, dout_, p_.v, x_, p_.v, false);
-    times(keys, p_.v, p_.f, rows_, p_.f, stateGradient, p_.v, keyState_, p_.v, false);
+    product(keys, p_.v, p_.chunk, turned_, p_.b, dout_, p_.v, x_, p_.v, false);
+    product(keys, p_.v, p_.f, rows_, p_.f, stateGradient, p_.v, keyState_, p_.v, false);
     weigh(lastC(), keyState_, keys, p_.v, true, x_);
     if (p_.momentum) {
-      times(keys, p_.v, p_.f, rows_, p_.f, momentumGradient, p_.v, keyMomentum_, p_.v, false);
+      product(keys, p_.v, p_.f, rows_, p_.f, momentumGradient, p_.v, keyMomentum_, p_.v, false);
       weigh(lastR(), keyMomentum_, keys, p_.v, true, x_);
     }
     std::memcpy(x_ + keys * p_.v, dout_, sizeof(float) * p_.chunk * p_.v);
     addRowsTo(to.value, head, t, n, x_, p_.v);
     // d(Q Kᵀ ⊙ C) = dO Eᵀ
     transposeBlock(error_, p_.v, p_.m, p_.v, errorColumns_, p_.m);
-    times(p_.chunk, p_.m, p_.v, dout_, p_.v, errorColumns_, p_.m, dweights_, p_.m, false);
+    product(p_.chunk, p_.m, p_.v, dout_, p_.v, errorColumns_, p_.m, dweights_, p_.m, false);
     multiply(dweights_, c_ + p_.m, p_.chunk * p_.m, dscores_);
     multiply(dweights_, scores_, p_.chunk * p_.m, dC_);
     // Columns of dE W'ᵀ and dO W'ᵀ, of E dWᵀ (weighed) and of the scores' part.
     transposeBlock(x_, p_.v, p_.both, p_.v, xColumns_, p_.both);
-    times(p_.f, p_.both, p_.v, state, p_.v, xColumns_, p_.both, y_, p_.both, false);
+    product(p_.f, p_.both, p_.v, state, p_.v, xColumns_, p_.both, y_, p_.both, false);
     gradientsOfReads(y_, dA_);
     scaleReads(a_, false);
     if (p_.momentum) {
       // The same of S', queries only.
-      times(p_.f, p_.both, p_.v, momentum, p_.v, xColumns_, p_.both, y_, p_.both, false);
+      product(p_.f, p_.both, p_.v, momentum, p_.v, xColumns_, p_.both, y_, p_.both, false);
       gradientsOfReads(y_, dB_);
       scaleReads(b_, true);
     }
     weighColumns(lastC(), errorColumns_, p_.v, p_.m, weightedColumns_);
-    times(p_.f, p_.m, p_.v, stateGradient, p_.v, weightedColumns_, p_.m, z_, p_.m, false);
+    product(p_.f, p_.m, p_.v, stateGradient, p_.v, weightedColumns_, p_.m, z_, p_.m, false);
     if (p_.momentum) {
       weighColumns(lastR(), errorColumns_, p_.v, p_.m, weightedColumns_);
-      times(p_.f, p_.m, p_.v, momentumGradient, p_.v, weightedColumns_, p_.m, z_, p_.m, true);
+      product(p_.f, p_.m, p_.v, momentumGradient, p_.v, weightedColumns_, p_.m, z_, p_.m, true);
     }
-    times(p_.f, p_.m, p_.chunk, columns_ + keys, p_.both, dscores_, p_.m, z_, p_.m, true);
+    product(p_.f, p_.m, p_.chunk, columns_ + keys, p_.both, dscores_, p_.m, z_, p_.m, true);
     addTransposed(z_, p_.m, keys, gradientRows_);
     addRowsTo(to.key, head, t, n, gradientRows_, p_.f);
-    times(p_.chunk, p_.f, keys, dscores_, p_.m, rows_, p_.f, gradientRows_ + keys * p_.f, p_.f, true);
+    product(p_.chunk, p_.f, keys, dscores_, p_.m, rows_, p_.f, gradientRows_ + keys * p_.f, p_.f, true);
     to.query.store(head, t, n, gradientRows_ + keys * p_.f, p_.f);
     gateGradients(head, t, n, state, momentum, to);
     // dW' = A_b dW + Qᵀ (A ⊙ dO) - Kᵀ dE;  dS' = B_b dW + Θ_b dS + Qᵀ (B ⊙ dO)
     if (p_.momentum) {
       combine(lastB(), stateGradient, lastTheta(), size_, momentumGradient);
       weigh(b_ + 1, dout_, p_.chunk, p_.v, false, x_ + keys * p_.v);
-      times(p_.f, p_.v, p_.chunk, columns_ + keys, p_.both, x_ + keys * p_.v, p_.v, momentumGradient, p_.v, true);
+      product(p_.f, p_.v, p_.chunk, columns_ + keys, p_.both, x_ + keys * p_.v, p_.v, momentumGradient, p_.v, true);
     }
     scale(lastA(), size_, stateGradient);
     weigh(a_ + 1, dout_, p_.chunk, p_.v, false, x_ + keys * p_.v);
     if (p_.squared) {
       scale(-1, keys * p_.v, x_);
-      times(p_.f, p_.v, keys + p_.chunk, columns_, p_.both, x_, p_.v, stateGradient, p_.v, true);
+      product(p_.f, p_.v, keys + p_.chunk, columns_, p_.both, x_, p_.v, stateGradient, p_.v, true);
     } else {
-      times(p_.f, p_.v, p_.chunk, columns_ + keys, p_.both, x_ + keys * p_.v, p_.v, stateGradient, p_.v, true);
+      product(p_.f, p_.v, p_.chunk, columns_ + keys, p_.both, x_ + keys * p_.v, p_.v, stateGradient, p_.v, true);
     }
   }
 
@@ -541,15 +497,7 @@ struct Inputs {
   }
 };
 
-struct Workers {
-  std::vector<std::unique_ptr<Scan>> scans;
-  const Problem& problem;
-  explicit Workers(const Problem& p) : scans(workerCount()), problem(p) {}
-  Scan& operator[](int64_t worker) {
-    if (!scans[worker]) scans[worker] = std::make_unique<Scan>(problem);
-    return *scans[worker];
-  }
-};
+using ScanWorkers = Workers<Scan, const Problem&>;
 
 /// Output, last state and momentum, and, where wanted, the states (and momenta) at every `spacing` chunks.
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Inputs& in, bool save) {
@@ -561,7 +509,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Inputs& in, bool save) 
   const int64_t kinds = p.momentum ? 2 : 1;
   Tensor saved = save ? at::empty({p.count(), p.saved(), kinds, p.features, p.dv}, at::kFloat) : Tensor();
   if (out.numel() == 0) return {out, last, lastMomentum, saved};
-  Workers workers(p);
+  ScanWorkers workers(p);
   const Rows outRows(out);
   parallelTasks(p.count(), [&](int64_t head, int64_t worker) {
     FlushDenormals flush;
@@ -627,7 +575,7 @@ class OmegaFunction : public torch::autograd::Function<OmegaFunction> {
       to.query = Rows(queryGradient), to.key = Rows(keyGradient), to.value = Rows(valueGradient);
       to.retention = retention.data_ptr<float>(), to.rate = rate.data_ptr<float>(), to.gates = gates.data_ptr<float>();
       to.persistence = p.momentum ? persistence.data_ptr<float>() : nullptr;
-      Workers workers(p);
+      ScanWorkers workers(p);
       parallelTasks(p.count(), [&](int64_t head, int64_t worker) {
         FlushDenormals flush;
         Scan& scan = workers[worker];

@@ -11,13 +11,15 @@
 // masked but that of the first 63 keys. Forward costs 64 (2 n (d + dv) + 126 F + 4 F dv) flops a block and head, backward 2.4 times
 // as many; the state of every block is kept for it (F dv / 64 floats a token).
 //
-// Block products take two thirds of the forward pass's time, and rows and transposes the rest, of which the transposes of keys and of
+// Measured with Benchmarks/family_kernels.py on one core (Zen 3 with AVX2, CPU time; d = dv = F = w = 64, L = 4096): forward 1.3 us a token
+// and head, forward + backward 4.9. Block products take two thirds of the forward pass's time, and rows and transposes the rest, of which the transposes of keys and of
 // their features are half. One token's step takes 18 to 28 us for four heads of 64 (w = 64, F = 64) after 1k as after 131k tokens.
 //
 // Beside it: the Hedgehog feature map φ(x) = [softmax(xA); softmax(-xA)] in one pass, and one token's whole step.
 
 #include "ChunkScan.h"
 #include "Lanes.h"
+#include "Product.h"
 
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -173,28 +175,6 @@ MARTLET_VECTOR static float rowGradients(
   return sum;
 }
 
-/// to[c][r] = from[r][c] for r < rows, c < columns.
-MARTLET_VECTOR static void transpose(const float* from, int64_t stride, int64_t rows, int64_t columns, float* to, int64_t toStride) {
-  for (int64_t r = 0; r < rows; r += 16)
-    for (int64_t c = 0; c < columns; c += 16) {
-      const int64_t inRows = rows - r < 16 ? rows - r : 16, inColumns = columns - c < 16 ? columns - c : 16;
-      Floats tile[16];
-      if (inRows == 16 && inColumns == 16) {
-#pragma clang loop unroll(full)
-        for (int i = 0; i < 16; ++i) lanes::load(tile[i], from + (r + i) * stride + c);
-        lanes::transpose(tile);
-#pragma clang loop unroll(full)
-        for (int i = 0; i < 16; ++i) lanes::store(to + (c + i) * toStride + r, tile[i]);
-      } else {
-        alignas(64) float edge[16][16] = {};
-        for (int64_t i = 0; i < inRows; ++i)
-          std::memcpy(edge[i], from + (r + i) * stride + c, static_cast<size_t>(inColumns) * sizeof(float));
-        for (int64_t j = 0; j < inColumns; ++j)
-          for (int64_t i = 0; i < inRows; ++i) to[(c + j) * toStride + r + i] = edge[i][j];
-      }
-    }
-}
-
 MARTLET_VECTOR static float dot(const float* a, const float* b, int64_t n) {
   MARTLET_FAST_SUMS
   float sum = 0;
@@ -308,7 +288,7 @@ class Worker {
   void add(int64_t head, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i += kQueries) {
       const int64_t rows = std::min(kQueries, end - i);
-      transpose(p_.keyFeatures.row(head, i), p_.keyFeatures.stride, rows, p_.features, keyFeatures_, padded_);
+      transposeBlock(p_.keyFeatures.row(head, i), p_.keyFeatures.stride, rows, p_.features, keyFeatures_, padded_);
       sum(head, i, rows);
     }
   }
@@ -323,11 +303,11 @@ class Worker {
 
   /// Scores of a block and its linear weights.
   void scores(int64_t head, const Block& b) {
-    transpose(p_.key.row(head, b.low), p_.key.stride, b.n, p_.d, keys_, padded_);
+    transposeBlock(p_.key.row(head, b.low), p_.key.stride, b.n, p_.d, keys_, padded_);
     scan::product(
         b.rows, b.n, p_.d, p_.query.row(head, b.begin), p_.query.stride, keys_, padded_, weights_, padded_, false);
     const int64_t taken = std::min(std::max(b.linear, b.next), b.n);
-    if (taken > 0) transpose(p_.keyFeatures.row(head, b.low), p_.keyFeatures.stride, taken, p_.features, keyFeatures_, padded_);
+    if (taken > 0) transposeBlock(p_.keyFeatures.row(head, b.low), p_.keyFeatures.stride, taken, p_.features, keyFeatures_, padded_);
     if (b.linear > 0) {
       scan::product(
           b.rows, b.linear, p_.features, p_.queryFeatures.row(head, b.begin), p_.queryFeatures.stride, keyFeatures_, padded_, linear_,
@@ -380,7 +360,7 @@ class Worker {
       addScaled(dy, inverse, p_.dv, dn_ + i * p_.dv, false);
       dd_[i] = -dot(dy, out.row(head, begin + i), p_.dv) * inverse;
     }
-    transpose(p_.value.row(head, b.low), p_.value.stride, b.n, p_.dv, values_, padded_);
+    transposeBlock(p_.value.row(head, b.low), p_.value.stride, b.n, p_.dv, values_, padded_);
     scan::product(b.rows, b.n, p_.dv, dn_, p_.dv, values_, padded_, gradients_, padded_, false);
     const float gate = log2Gate(head);
     const int64_t padded = scan::roundedUp(b.n), paddedLinear = scan::roundedUp(b.linear);
@@ -393,7 +373,7 @@ class Worker {
     // Queries.
     scan::product(
         b.rows, p_.d, b.n, gradients_, padded_, p_.key.row(head, b.low), p_.key.stride, g.query.row(head, begin), g.query.stride, false);
-    transpose(state, p_.dv, p_.features, p_.dv, other_, p_.features);
+    transposeBlock(state, p_.dv, p_.features, p_.dv, other_, p_.features);
     float* dq = g.queryFeatures.row(head, begin);
     for (int64_t i = 0; i < b.rows; ++i) addScaled(normalizer, dd_[i], p_.features, dq + i * g.queryFeatures.stride, false);
     scan::product(b.rows, p_.features, p_.dv, dn_, p_.dv, other_, p_.features, dq, g.queryFeatures.stride, true);
@@ -403,26 +383,26 @@ class Worker {
           g.queryFeatures.stride, true);
     }
     // Keys of the tile.
-    transpose(weights_, padded_, b.rows, b.n, weightsT_, kQueries);
-    transpose(gradients_, padded_, b.rows, b.n, gradientsT_, kQueries);
+    transposeBlock(weights_, padded_, b.rows, b.n, weightsT_, kQueries);
+    transposeBlock(gradients_, padded_, b.rows, b.n, gradientsT_, kQueries);
     scan::product(b.n, p_.dv, b.rows, weightsT_, kQueries, dn_, p_.dv, g.value.row(head, b.low), g.value.stride, true);
     scan::product(
         b.n, p_.d, b.rows, gradientsT_, kQueries, p_.query.row(head, begin), p_.query.stride, g.key.row(head, b.low), g.key.stride, true);
     if (b.linear > 0) {
-      transpose(linearGradients_, padded_, b.rows, b.linear, linearT_, kQueries);
+      transposeBlock(linearGradients_, padded_, b.rows, b.linear, linearT_, kQueries);
       scan::product(
           b.linear, p_.features, b.rows, linearT_, kQueries, p_.queryFeatures.row(head, begin), p_.queryFeatures.stride,
           g.keyFeatures.row(head, b.low), g.keyFeatures.stride, true);
     }
     // The sums.
-    transpose(dn_, p_.dv, b.rows, p_.dv, dnT_, kQueries);
+    transposeBlock(dn_, p_.dv, b.rows, p_.dv, dnT_, kQueries);
     scan::product(
         p_.dv, p_.features, b.rows, dnT_, kQueries, p_.queryFeatures.row(head, begin), p_.queryFeatures.stride, stateGradient, p_.features,
         true);
     for (int64_t i = 0; i < b.rows; ++i) addScaled(p_.queryFeatures.row(head, begin + i), dd_[i], p_.features, normalizerGradient, true);
     const int64_t from = begin == 0 ? 0 : Block(p_, begin - kQueries).low;
     if (from == b.low) return;
-    transpose(stateGradient, p_.features, p_.dv, p_.features, other_, p_.dv);
+    transposeBlock(stateGradient, p_.features, p_.dv, p_.features, other_, p_.dv);
     for (int64_t i = from; i < b.low; i += kQueries) {
       const int64_t rows = std::min(kQueries, b.low - i);
       scan::product(
@@ -504,11 +484,10 @@ struct Inputs {
 
 template <typename Body>
 void forEachHead(const Problem& p, bool backward, const Body& body) {
-  std::vector<std::unique_ptr<Worker>> workers(workerCount());
+  scan::Workers<Worker, const Problem&, bool> workers(p, backward);
   parallelTasks(p.count(), [&](int64_t head, int64_t worker) {
     scan::FlushDenormals flush;
-    if (!workers[worker]) workers[worker] = std::make_unique<Worker>(p, backward);
-    body(head, *workers[worker]);
+    body(head, workers[worker]);
   });
 }
 
@@ -750,7 +729,7 @@ class FeatureFunction : public torch::autograd::Function<FeatureFunction> {
               rows, d, f, dy.data(), f, turned.data_ptr<float>() + head % heads * f * d, d, to.row(head, t), to.stride, false);
         }
         if (wantWeight) {
-          transpose(from.row(head, t), from.stride, rows, d, columns.data(), kQueries);
+          transposeBlock(from.row(head, t), from.stride, rows, d, columns.data(), kQueries);
           scan::product(d, f, rows, columns.data(), kQueries, dy.data(), f, weightGradient.data_ptr<float>() + head * d * f, f, true);
         }
       }

@@ -62,6 +62,9 @@ struct CompareCommand: ParsableCommand {
   @Option(help: "Dropout.")
   var dropout: Double = 0
 
+  @Option(help: "Held-out examples of each of the ten evaluations on the way; their time is not the budget's.")
+  var validationExamples: Int = 256
+
   @Option(help: "Test examples of the final evaluation.")
   var testExamples: Int = 2000
 
@@ -88,7 +91,7 @@ struct CompareCommand: ParsableCommand {
       pretrainingFraction: pretrainFraction, budget: try TrainingBudget(parsing: budget), parameters: try Quantity.count(params),
       lengths: lengths == "none" ? [] : try Quantity.lengths(lengths), seeds: seeds, batchSize: batchSize,
       learningRate: learningRate, layers: layers, heads: heads, feedForward: feedForward, dropout: dropout,
-      testExamples: testExamples)
+      evaluationExamples: validationExamples, testExamples: testExamples)
     let display = ProgressDisplay()
     let comparison = try Comparison(
       options, directory: URL(fileURLWithPath: out, isDirectory: true), command: Self.commandLine)

@@ -9,24 +9,7 @@ import sys
 
 import torch
 
-TOLERANCE = 1e-5
-failures = 0
-
-
-def report(name, errors, tolerance=TOLERANCE):
-    global failures
-    worst = max(errors.values())
-    bad = not worst <= tolerance  # NaN is bad
-    failures += bad
-    print(f"{'FAIL' if bad else 'ok  '} {name:58s} " + " ".join(f"{k}={v:.1e}" for k, v in errors.items()))
-
-
-def error(ours, reference):
-    if reference.numel() == 0:
-        return 0.0 if ours.shape == reference.shape else float("inf")
-    if ours.shape != reference.shape or not torch.isfinite(ours.float()).all():
-        return float("inf")
-    return ((ours.double() - reference).abs().max() / reference.abs().max().clamp_min(1e-30)).item()
+from kernel_errors import error, finish, report
 
 
 def recurrence(q, k, v, g, state, scale):
@@ -81,7 +64,7 @@ def tensor(shape, layout, generator, positive=False, dtype=torch.float32):
 
 
 def check_gated(name, batch, heads, length, dk, dv, gate, rate=0.1, layout="heads inside", with_state=True, dtype=torch.float32,
-                expanded_gradient=False, closed=(), tolerance=TOLERANCE, scale=None, chunk=64,
+                expanded_gradient=False, closed=(), tolerance=1e-5, scale=None, chunk=64,
                 state_in_loss=True, threads=1, constant=None, offsets=None):
     generator = torch.Generator().manual_seed(hash((batch, heads, length, dk, dv)) % 1000)
     q, k = (tensor((batch, heads, length, dk), layout, generator, dtype=dtype) for _ in range(2))
@@ -127,7 +110,7 @@ def check_gated(name, batch, heads, length, dk, dv, gate, rate=0.1, layout="head
     report(name, errors, tolerance)
 
 
-def check_normalised(name, batch, heads, length, dk, dv, causal, masked, layout="heads inside", tolerance=TOLERANCE, threads=1):
+def check_normalised(name, batch, heads, length, dk, dv, causal, masked, layout="heads inside", tolerance=1e-5, threads=1):
     eps = 1e-6 if length > 1 else 0.5  # of one token, only eps makes the output depend on query and key
     generator = torch.Generator().manual_seed(length)
     q, k = (tensor((batch, heads, length, dk), layout, generator, positive=True) for _ in range(2))
@@ -226,8 +209,7 @@ def main():
             check_normalised(f"normalised, causal {causal}, mask {masked}, segments", 1, 1, 4400, 16, 32, causal, masked, layout="plain", tolerance=2e-5, threads=3)
     check_step()
     check_refusals()
-    print("FAILED" if failures else "all within tolerance", failures or "")
-    sys.exit(1 if failures else 0)
+    finish()
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ import sys
 import torch
 import torch.nn.functional as F
 
-TOLERANCE = 2e-6
-failures = 0
+from kernel_errors import error, finish, report
 
 
 def reference(x, weight, bias, columns):
@@ -25,14 +24,7 @@ def reference(x, weight, bias, columns):
     return y.permute(0, 2, 3, 1).reshape(batch, rows * columns, width)[:, :length]
 
 
-def error(ours, exact):
-    if ours.shape != exact.shape or not torch.isfinite(ours).all():
-        return float("inf")
-    return ((ours.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-30)).item()
-
-
 def check(name, batch, length, width, columns, kernel=5, shared=None, biased=True, sliced=False, threads=2):
-    global failures
     generator = torch.Generator().manual_seed(length)
     randn = lambda *s: torch.randn(*s, generator=generator)
     x = randn(batch, length, 2 * width)[..., width:] if sliced else randn(batch, length, width)
@@ -49,9 +41,7 @@ def check(name, batch, length, width, columns, kernel=5, shared=None, biased=Tru
         torch.set_num_threads(1)
         assert torch.equal(y, torch.ops.martlet.depthwise_grid_convolution(ours["x"], ours["w"], ours.get("b"), columns))
     errors = {"y": error(y.detach(), r.detach())} | {"d" + n: error(ours[n].grad, exact[n].grad) for n in inputs}
-    bad = not max(errors.values()) <= TOLERANCE
-    failures += bad
-    print(f"{'FAIL' if bad else 'ok  '} {name:40s} " + " ".join(f"{k}={v:.1e}" for k, v in errors.items()))
+    report(name, errors, 2e-6)
 
 
 def main():
@@ -67,7 +57,7 @@ def main():
     check("strips and tiles", 2, 3000, 40, 300)
     check("one long row", 1, 1000, 16, 1000, kernel=3)
     check("L 4096", 1, 4096, 64, 64)
-    sys.exit(failures > 0)
+    finish()
 
 
 main()

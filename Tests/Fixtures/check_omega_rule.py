@@ -12,24 +12,7 @@ import sys
 
 import torch
 
-TOLERANCE = 1e-5
-failures = 0
-
-
-def report(name, errors, tolerance=TOLERANCE):
-    global failures
-    worst = max(errors.values())
-    bad = not worst <= tolerance  # NaN is bad
-    failures += bad
-    print(f"{'FAIL' if bad else 'ok  '} {name:64s} " + " ".join(f"{k}={v:.1e}" for k, v in errors.items()))
-
-
-def error(ours, reference):
-    if reference.numel() == 0:
-        return 0.0 if ours.shape == reference.shape else float("inf")
-    if ours.shape != reference.shape or not torch.isfinite(ours).all():
-        return float("inf")
-    return ((ours.double() - reference).abs().max() / reference.abs().max().clamp_min(1e-30)).item()
+from kernel_errors import error, finish, report
 
 
 def rule(q, k, v, alpha, eta, gamma, theta, w, s, chunk, squared):
@@ -59,7 +42,7 @@ def rule(q, k, v, alpha, eta, gamma, theta, w, s, chunk, squared):
 
 
 def check_rule(name, batch, heads, length, features, dv, window, chunk, momentum=False, squared=True, given=True, before=False, threads=1,
-               inside=True, tolerance=TOLERANCE):
+               inside=True, tolerance=1e-5):
     generator = torch.Generator().manual_seed(length + window)
 
     def draw(*shape):
@@ -165,8 +148,7 @@ def main():
     for degree, width in ((0, 3), (1, 5), (2, 1), (2, 12), (2, 16), (3, 6), (4, 4)):
         check_features(f"features of degree {degree}, width {width}", (2, 3, 37, width), degree, inside=width % 2 == 0)
     check_refusals()
-    print("FAILED" if failures else "all within tolerance", failures or "")
-    sys.exit(1 if failures else 0)
+    finish()
 
 
 if __name__ == "__main__":

@@ -9,24 +9,7 @@ import sys
 
 import torch
 
-TOLERANCE = 1e-5
-failures = 0
-
-
-def report(name, errors, tolerance=TOLERANCE):
-    global failures
-    worst = max(errors.values())
-    bad = not worst <= tolerance  # NaN is bad
-    failures += bad
-    print(f"{'FAIL' if bad else 'ok  '} {name:64s} " + " ".join(f"{k}={v:.1e}" for k, v in errors.items()))
-
-
-def error(ours, reference):
-    if reference.numel() == 0:
-        return 0.0 if ours.shape == reference.shape else float("inf")
-    if ours.shape != reference.shape or not torch.isfinite(ours.float()).all():
-        return float("inf")
-    return ((ours.double() - reference).abs().max() / reference.abs().max().clamp_min(1e-30)).item()
+from kernel_errors import error, finish, report
 
 
 def prefixes(scores, value):
@@ -56,7 +39,7 @@ def tensor(shape, layout, generator):
 
 
 def check(name, batch, heads, length, width, scale=1.0, layout="heads inside", absent=(), threads=1, expanded_gradient=False, rising=0.0,
-          tolerance=TOLERANCE, needs=(True, True)):
+          tolerance=1e-5, needs=(True, True)):
     generator = torch.Generator().manual_seed(length + width)
     scores = torch.randn(batch, length, heads, generator=generator) * scale + rising * torch.arange(length)[None, :, None]
     for t in absent:
@@ -157,8 +140,7 @@ def main():
     check("one head in segments, tokens absent", 1, 1, 4400, 16, absent=tuple(range(1600)) + (4399,), threads=3)
     check_continued()
     check_refusals()
-    print("FAILED" if failures else "all within tolerance", failures or "")
-    sys.exit(1 if failures else 0)
+    finish()
 
 
 if __name__ == "__main__":

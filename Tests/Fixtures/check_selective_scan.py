@@ -10,23 +10,7 @@ import sys
 import torch
 import torch.nn.functional as F
 
-TOLERANCE = 1e-5
-failures = 0
-
-
-def report(name, errors, tolerance=TOLERANCE):
-    global failures
-    bad = not max(errors.values()) <= tolerance  # NaN is bad
-    failures += bad
-    print(f"{'FAIL' if bad else 'ok  '} {name:62s} " + " ".join(f"{k}={v:.1e}" for k, v in errors.items()))
-
-
-def error(ours, reference):
-    if reference.numel() == 0:
-        return 0.0 if ours.shape == reference.shape else float("inf")
-    if ours.shape != reference.shape or not torch.isfinite(ours).all():
-        return float("inf")
-    return ((ours.double() - reference).abs().max() / reference.abs().max().clamp_min(1e-30)).item()
+from kernel_errors import error, finish, report
 
 
 def recurrence(x, delta, A, B, C, D, z, bias, state, softplus):
@@ -48,7 +32,7 @@ def recurrence(x, delta, A, B, C, D, z, bias, state, softplus):
     return (torch.stack(outputs, 1) if outputs else x), h
 
 
-def check(name, batch, length, width, states, given=("D", "z", "bias", "state"), softplus=True, strided=True, scale=1.0, tolerance=TOLERANCE,
+def check(name, batch, length, width, states, given=("D", "z", "bias", "state"), softplus=True, strided=True, scale=1.0, tolerance=1e-5,
           threads=1, last=True):
     generator = torch.Generator().manual_seed(length + width)
 
@@ -144,8 +128,7 @@ def main():
     check("length 3000", 1, 3000, 70, 16, threads=3)
     check_threads()
     check_refusals()
-    print("FAILED" if failures else "all within tolerance", failures or "")
-    sys.exit(1 if failures else 0)
+    finish()
 
 
 if __name__ == "__main__":

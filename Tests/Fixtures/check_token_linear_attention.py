@@ -10,16 +10,7 @@ import sys
 import torch
 import torch.nn.functional as F
 
-TOLERANCE = 1e-5
-failures = 0
-
-
-def error(ours, reference):
-    if reference.numel() == 0:
-        return 0.0 if ours.shape == reference.shape else float("inf")
-    if ours.shape != reference.shape or not torch.isfinite(ours).all():
-        return float("inf")
-    return ((ours.double() - reference).abs().max() / reference.abs().max().clamp_min(1e-30)).item()
+from kernel_errors import error, finish, report
 
 
 def turned(x, angles, columns, prefix):
@@ -53,8 +44,7 @@ def reference(q, k, v, p, heads, feature, reweighted, eps, angles, columns, pref
 
 
 def check(name, batch, length, heads, d, dv=None, feature=0, reweighted=True, rotated=True, positions=False, columns=7, prefix=0,
-          lengths=None, threads=2, whole=False, eps=1e-6, tolerance=TOLERANCE):
-    global failures
+          lengths=None, threads=2, whole=False, eps=1e-6, tolerance=1e-5):
     generator = torch.Generator().manual_seed(length + d)
     dv = dv or d
     randn = lambda *s: torch.randn(*s, generator=generator)
@@ -90,9 +80,7 @@ def check(name, batch, length, heads, d, dv=None, feature=0, reweighted=True, ro
     errors = {"y": error(y.detach() * real, r.detach() * real)}
     for n in inputs:
         errors["d" + n] = error(ours[n].grad, exact[n].grad)
-    bad = not max(errors.values()) <= tolerance
-    failures += bad
-    print(f"{'FAIL' if bad else 'ok  '} {name:52s} " + " ".join(f"{k}={v:.1e}" for k, v in errors.items()))
+    report(name, errors, tolerance)
 
 
 def main():
@@ -113,7 +101,7 @@ def main():
     check("everything", 2, 90, 2, 16, feature=1, positions=True, prefix=1, lengths=[90, 41])
     check("wide heads", 1, 200, 1, 128, columns=14)
     check("L 4096", 1, 4096, 4, 64, columns=64, tolerance=2e-5)
-    sys.exit(failures > 0)
+    finish()
 
 
 main()

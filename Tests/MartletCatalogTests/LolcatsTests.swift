@@ -53,8 +53,8 @@ import Testing
 }
 
 @Suite struct LolcatsReproductionTests {
-  private func small(_ text: [UInt8]? = nil) -> LolcatsExperiment {
-    LolcatsExperiment(seeds: [2], pretrainingSteps: 3, steps: 4, batchSize: 2, length: 24, heldOut: 4, textBytes: 4000, text: text)
+  private func small() -> LolcatsExperiment {
+    LolcatsExperiment(seeds: [2], pretrainingSteps: 3, steps: 4, batchSize: 2, length: 24, heldOut: 4, textBytes: 4000)
   }
 
   @Test func linearisingInMiniature() throws {
@@ -89,12 +89,13 @@ import Testing
     #expect(!holds(2.912, 2.953, .nan, 2.915, 2.942, 2.926))
   }
 
-  /// The whole experiment on a text of the reader's: `MARTLET_TEXT=book.txt`.
-  @Test(.enabled(if: ProcessInfo.processInfo.environment["MARTLET_TEXT"] != nil)) func onAGivenText() throws {
-    let path = ProcessInfo.processInfo.environment["MARTLET_TEXT"]!
-    var experiment = LolcatsExperiment()
-    experiment.text = Array(try Data(contentsOf: URL(fileURLWithPath: path)))
-    let reproduction = try onOneThread { try experiment.run { print($0) } }
-    print(reproduction.json.serialized(indentation: 2))
+  @Test func theTextOfAnExperimentCanBeGiven() throws {
+    #expect(try ExperimentText.given([:]) == nil)
+    let file = FileManager.default.temporaryDirectory.appendingPathComponent("text-\(UUID().uuidString).txt")
+    try Data("to be".utf8).write(to: file)
+    defer { try? FileManager.default.removeItem(at: file) }
+    let given = try ExperimentText.given([ExperimentText.variable: file.path])
+    #expect(given?.bytes == Data("to be".utf8) && given?.name == file.lastPathComponent)
+    #expect(throws: TensorError.self) { try ExperimentText.given([ExperimentText.variable: file.path + ".not"]) }
   }
 }

@@ -2,6 +2,7 @@
 operations, each head's query a parameter. Every round keeps its tensors for the backward pass: 12 L D numbers a round."""
 
 import torch
+from mixers import gla
 
 LENGTHS = (1024, 4096, 16384)
 
@@ -43,3 +44,7 @@ class Aaren(torch.nn.Module):
 
 def layer(width, heads, length):
     return Aaren(width, heads)
+
+
+def operator(width, heads, length):
+    return [torch.randn(1, heads, length), *gla.heads_of(width, heads, length, 1)], scan

@@ -1,19 +1,13 @@
 """Causal attention to the own block of 4096 positions and the one before, with rotary positions: scaled_dot_product_attention block by block."""
 
-import importlib.util
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
-
-_spec = importlib.util.spec_from_file_location("mixers_softmax_form", Path(__file__).with_name("softmax.py"))
-_softmax = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_softmax)
+from mixers import softmax
 
 BLOCK = 4096
 
 
-class BlockAttention(_softmax.Attention):
+class BlockAttention(softmax.Attention):
     def attend(self, q, k, v):
         length = q.shape[2]
         rows = []

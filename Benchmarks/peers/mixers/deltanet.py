@@ -3,6 +3,7 @@ triangular solve in place of its loop over rows, and the layer's short convoluti
 
 import torch
 import torch.nn.functional as F
+from mixers import gla
 
 CHUNK = 64
 
@@ -55,3 +56,8 @@ class DeltaNet(torch.nn.Module):
 
 def layer(width, heads, length):
     return DeltaNet(width, heads)
+
+
+def operator(width, heads, length):
+    q, k, v = gla.heads_of(width, heads, length, 3)
+    return [unit(q), unit(k), v, torch.rand(1, heads, length)], delta_rule

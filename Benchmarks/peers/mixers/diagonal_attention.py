@@ -23,22 +23,26 @@ class LRPE(torch.nn.Module):
         return x * cosine + half * sine
 
 
+def attend(q, k, v):
+    """Softmax inside blocks; [B, H, L, d]."""
+    q, k, v = (y.unflatten(2, (-1, BLOCK)) for y in (q, k, v))
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    future = torch.ones(BLOCK, BLOCK, dtype=torch.bool).triu(1)
+    return (scores.masked_fill(future, -float("inf")).softmax(-1) @ v).flatten(2, 3)
+
+
 class DiagonalAttention(torch.nn.Module):
     def __init__(self, width, heads):
         super().__init__()
         self.heads = heads
         self.query, self.key, self.value, self.output = (torch.nn.Linear(width, width) for _ in range(4))
         self.positions = LRPE(width // heads)
-        self.register_buffer("future", torch.ones(BLOCK, BLOCK, dtype=torch.bool).triu(1))
 
     def forward(self, x):
         batch, length, width = x.shape
         split = lambda y: y.view(batch, length, self.heads, -1).transpose(1, 2)
         q, k = (self.positions(split(f(x))) for f in (self.query, self.key))
-        q, k, v = (y.unflatten(2, (-1, BLOCK)) for y in (q, k, split(self.value(x))))
-        scores = (q * (width // self.heads) ** -0.5) @ k.transpose(-1, -2)
-        o = scores.masked_fill(self.future, -float("inf")).softmax(-1) @ v
-        return self.output(o.flatten(2, 3).transpose(1, 2).reshape(x.shape))
+        return self.output(attend(q, k, split(self.value(x))).transpose(1, 2).reshape(x.shape))
 
 
 def layer(width, heads, length):

@@ -33,5 +33,15 @@ class GatedLinearAttention(torch.nn.Module):
         return self.output(o * F.silu(self.output_gate(x)))
 
 
+def heads_of(width, heads, length, count):
+    """As a layer has them: tokens one after another, their heads side by side, seen as [1, heads, length, width / heads]."""
+    return [torch.randn(1, length, heads, width // heads).transpose(1, 2) for _ in range(count)]
+
+
 def layer(width, heads, length):
     return GatedLinearAttention(width, heads)
+
+
+def operator(width, heads, length):
+    q, k, v, x = heads_of(width, heads, length, 4)
+    return [q, k, v, F.logsigmoid(x) / 16], lambda q, k, v, g: chunked(q, k, v, g, q.shape[-1] ** -0.5)

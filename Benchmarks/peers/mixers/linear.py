@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from gated_linear_attention import chunked_normalised
+from mixers import gla
 
 
 class LinearAttention(torch.nn.Module):
@@ -21,3 +22,8 @@ class LinearAttention(torch.nn.Module):
 
 def layer(width, heads, length):
     return LinearAttention(width, heads)
+
+
+def operator(width, heads, length):
+    q, k, v = gla.heads_of(width, heads, length, 3)
+    return [F.elu(q) + 1, F.elu(k) + 1, v], chunked_normalised

@@ -18,7 +18,7 @@ class LMU(torch.nn.Module):
         while responses.shape[1] < length:
             responses = torch.cat([responses, power @ responses], 1)
             power = power @ power
-        self.register_buffer("transform", torch.fft.rfft(responses[:, :length].float(), n=2 * length))
+        self.register_buffer("transform", torch.fft.rfft(responses[:, :length].float(), n=2 * length), persistent=False)
         self.input = torch.nn.Linear(width, 1)
         self.hidden = torch.nn.Linear(d + width, width)
         self.output = torch.nn.Linear(width, width)

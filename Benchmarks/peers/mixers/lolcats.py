@@ -4,6 +4,7 @@ block's first window on are one matrix of weights, all older ones are in running
 
 import torch
 import torch.nn.functional as F
+from mixers import gla
 
 
 def rotate(x):
@@ -12,6 +13,34 @@ def rotate(x):
     a, b = x[..., : d // 2], x[..., d // 2 :]
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def attend(q, k, v, fq, fk, factor, w=64):
+    """[B, H, L, .], and the weight of the window [H]."""
+    batch, heads, length = q.shape[:3]
+    n = -(-length // w)  # blocks, the last one padded
+    blocks = lambda y: F.pad(y, (0, 0, 0, n * w - length)).view(batch, heads, n, w, -1)
+    # Keys of the own block and the one before: [B, H, n, 2 w, .]
+    both = lambda y: torch.cat([F.pad(y, (0, 0, 0, 0, 1, 0))[:, :, :-1], y], 3)
+    q, k, v, fq, fk = (blocks(y) for y in (q, k, v, fq, fk))
+    k2, v2, fk2 = both(k), both(v), both(fk)
+    i = torch.arange(w)[:, None] + w
+    j = torch.arange(2 * w)
+    inside = (j <= i) & (j > i - w)
+    before = j <= i - w
+    # The first block has none before it.
+    exists = (torch.arange(n)[:, None, None] > 0) | (j >= w)
+    scores = (q @ k2.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(~(inside & exists), -1e8)
+    soft = factor[None, :, None, None, None] * torch.exp(scores - scores.amax(-1, keepdim=True)) * inside
+    linear = (fq @ fk2.transpose(-1, -2)) * (before & exists)
+    weights = soft + linear
+    # What stands two blocks back and more is in the sums.
+    sums = (fk.transpose(-1, -2) @ v).cumsum(2)
+    normalizer = fk.sum(3, keepdim=True).cumsum(2)
+    delayed = lambda y: F.pad(y, (0, 0, 0, 0, 2, 0))[:, :, :n]
+    top = weights @ v2 + fq @ delayed(sums)
+    bottom = weights.sum(-1, keepdim=True) + (fq * delayed(normalizer)).sum(-1, keepdim=True)
+    return (top / bottom).view(batch, heads, n * w, -1)[:, :, :length]
 
 
 class Hybrid(torch.nn.Module):
@@ -36,32 +65,14 @@ class Hybrid(torch.nn.Module):
         split = lambda y: y.view(batch, length, heads, -1).transpose(1, 2)
         q, k, v = rotate(split(self.query(x))), rotate(split(self.key(x))), split(self.value(x))
         fq, fk = self.features(q, self.query_map), self.features(k, self.key_map)
-        n = -(-length // w)  # blocks, the last one padded
-        blocks = lambda y: F.pad(y, (0, 0, 0, n * w - length)).view(batch, heads, n, w, -1)
-        # Keys of the own block and the one before: [B, H, n, 2 w, .]
-        both = lambda y: torch.cat([F.pad(y, (0, 0, 0, 0, 1, 0))[:, :, :-1], y], 3)
-        q, k, v, fq, fk = (blocks(y) for y in (q, k, v, fq, fk))
-        k2, v2, fk2 = both(k), both(v), both(fk)
-        i = torch.arange(w)[:, None] + w
-        j = torch.arange(2 * w)
-        inside = (j <= i) & (j > i - w)
-        before = j <= i - w
-        # The first block has none before it.
-        exists = (torch.arange(n)[:, None, None] > 0) | (j >= w)
-        scores = (q @ k2.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(~(inside & exists), -1e8)
-        g = torch.sigmoid(self.window_factor)[None, :, None, None, None]
-        soft = g * torch.exp(scores - scores.amax(-1, keepdim=True)) * inside
-        linear = (fq @ fk2.transpose(-1, -2)) * (before & exists)
-        weights = soft + linear
-        # What stands two blocks back and more is in the sums.
-        sums = (fk.transpose(-1, -2) @ v).cumsum(2)
-        normalizer = fk.sum(3, keepdim=True).cumsum(2)
-        delayed = lambda y: F.pad(y, (0, 0, 0, 0, 2, 0))[:, :, :n]
-        top = weights @ v2 + fq @ delayed(sums)
-        bottom = weights.sum(-1, keepdim=True) + (fq * delayed(normalizer)).sum(-1, keepdim=True)
-        o = (top / bottom).view(batch, heads, n * w, -1)[:, :, :length]
+        o = attend(q, k, v, fq, fk, torch.sigmoid(self.window_factor), w)
         return self.output(o.transpose(1, 2).reshape(x.shape))
 
 
 def layer(width, heads, length):
     return Hybrid(width, heads)
+
+
+def operator(width, heads, length):
+    q, k, v, a, b = gla.heads_of(width, heads, length, 5)
+    return [q, k, v, a.softmax(-1), b.softmax(-1), torch.full((heads,), 0.1)], attend

@@ -37,6 +37,17 @@ def loop(u, delta, A, B, C):
     return torch.stack(outputs, 1)
 
 
+def chunks(u, delta, A, B, C):
+    h = torch.zeros(u.shape[0], u.shape[2], A.shape[1])
+    outputs = []
+    for start in range(0, u.shape[1], CHUNK):
+        part = slice(start, start + CHUNK)
+        inputs = (u[:, part], delta[:, part], A, B[:, part], C[:, part], h)
+        y, h = checkpoint(chunk, *inputs, use_reentrant=False) if u.shape[1] > 4096 else chunk(*inputs)
+        outputs.append(y)
+    return torch.cat(outputs, 1)
+
+
 class Mamba(torch.nn.Module):
     def __init__(self, width, by_token=False):
         super().__init__()
@@ -57,22 +68,19 @@ class Mamba(torch.nn.Module):
         delta, B, C = self.selection(u).split([self.rank, self.states, self.states], -1)
         delta = F.softplus(self.step(delta))
         A = -self.log_a.exp()
-        if self.by_token:
-            y = loop(u, delta, A, B, C)
-        else:
-            h = torch.zeros(x.shape[0], self.inner, self.states)
-            outputs = []
-            for start in range(0, length, CHUNK):
-                part = slice(start, start + CHUNK)
-                inputs = (u[:, part], delta[:, part], A, B[:, part], C[:, part], h)
-                y, h = checkpoint(chunk, *inputs, use_reentrant=False) if length > 4096 else chunk(*inputs)
-                outputs.append(y)
-            y = torch.cat(outputs, 1)
+        y = (loop if self.by_token else chunks)(u, delta, A, B, C)
         return self.output((y + u * self.skip) * F.silu(z))
 
 
 def layer(width, heads, length):
     return Mamba(width)
+
+
+def operator(width, heads, length):
+    channels, states = 2 * width, 16
+    u, delta = torch.randn(1, length, channels), F.softplus(torch.randn(1, length, channels) - 4)
+    B, C = (torch.randn(1, length, states) for _ in range(2))
+    return [u, delta, -torch.rand(channels, states) * states, B, C], chunks
 
 
 if __name__ == "__main__":

@@ -4,24 +4,18 @@ RMS norm without parameters on the output. The authors' own code takes the whole
 
 import torch
 import torch.nn.functional as F
+from mixers import gla
+from mixers.diagonal_attention import LRPE
 
 CHUNK = 64
 
 
-class LRPE(torch.nn.Module):
-    """A fixed reflection, then neighbouring channels turned by t theta."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.theta = torch.nn.Parameter(10000 ** (-2 / width * torch.arange(width // 2)))
-        self.register_buffer("direction", F.normalize(torch.randn(width), dim=0))
-
-    def forward(self, x):
-        x = x - 2 * (x @ self.direction).unsqueeze(-1) * self.direction
-        angle = torch.arange(x.shape[-2]).unsqueeze(-1) * self.theta
-        cosine, sine = (y.repeat_interleave(2, -1) for y in (angle.cos(), angle.sin()))
-        half = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
-        return x * cosine + half * sine
+def scan(q, k, v):
+    """Unnormalised, causal; [B, H, L, d]."""
+    q, k, v = (y.unflatten(2, (-1, CHUNK)) for y in (q, k, v))
+    updates = k.transpose(-1, -2) @ v
+    before = updates.cumsum(2) - updates
+    return ((q @ k.transpose(-1, -2)).tril() @ v + q @ before).flatten(2, 3)
 
 
 class NormAttention(torch.nn.Module):
@@ -35,14 +29,14 @@ class NormAttention(torch.nn.Module):
         batch, length, width = x.shape
         split = lambda y: y.view(batch, length, self.heads, -1).transpose(1, 2)
         q, k = (self.positions(F.elu(split(f(x))) + 1) for f in (self.query, self.key))
-        q, k, v = (y.unflatten(2, (-1, CHUNK)) for y in (q, k, split(self.value(x))))
-        updates = k.transpose(-1, -2) @ v
-        before = updates.cumsum(2) - updates
-        o = (q @ k.transpose(-1, -2)).tril() @ v + q @ before
-        o = o.flatten(2, 3).transpose(1, 2).reshape(x.shape)
+        o = scan(q, k, split(self.value(x))).transpose(1, 2).reshape(x.shape)
         o = o / (o.norm(dim=-1, keepdim=True) * width**-0.5 + 1e-8)
         return self.output(o)
 
 
 def layer(width, heads, length):
     return NormAttention(width, heads)
+
+
+def operator(width, heads, length):
+    return gla.heads_of(width, heads, length, 3), scan

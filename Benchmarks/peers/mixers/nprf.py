@@ -4,8 +4,20 @@ by the circulant that embeds the Toeplitz matrix by torch.fft of 2L (Luo et al. 
 import math
 
 import torch
+from mixers import gla
 
 LENGTHS = (1024, 4096, 16384)  # at 64k the products, their spectra and what differentiation keeps take some 25 GB
+
+
+def toeplitz(q, k, v, past):
+    """Features [B, H, L, m], values [B, H, L, d], e^bias by distance [H, L]; causal."""
+    length = v.shape[2]
+    values = torch.cat([v, torch.ones_like(v[..., :1])], -1)
+    products = torch.einsum("bhlm,bhld->bhmdl", k, values)
+    weights = torch.fft.rfft(past, n=2 * length)[:, None, None]
+    sums = torch.fft.irfft(torch.fft.rfft(products, n=2 * length) * weights, n=2 * length)[..., :length]
+    y = torch.einsum("bhlm,bhmdl->bhld", q, sums)
+    return y[..., :-1] / y[..., -1:]
 
 
 class NormalizedKernelAttention(torch.nn.Module):
@@ -24,15 +36,14 @@ class NormalizedKernelAttention(torch.nn.Module):
     def forward(self, x):
         batch, length, width = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        q, k = self.features(q), self.features(k)  # [B, H, L, m]
-        values = torch.cat([v, torch.ones_like(v[..., :1])], -1)
-        products = torch.einsum("bhlm,bhld->bhmdl", k, values)
-        weights = torch.fft.rfft(self.bias[:, :length].exp(), n=2 * length)[:, None, None]
-        sums = torch.fft.irfft(torch.fft.rfft(products, n=2 * length) * weights, n=2 * length)[..., :length]
-        y = torch.einsum("bhlm,bhmdl->bhld", q, sums)
-        y = y[..., :-1] / y[..., -1:]
+        y = toeplitz(self.features(q), self.features(k), v, self.bias[:, :length].exp())
         return self.output(y.transpose(1, 2).reshape(x.shape))
 
 
 def layer(width, heads, length):
     return NormalizedKernelAttention(width, heads, length)
+
+
+def operator(width, heads, length):
+    q, k = (torch.randn(1, length, heads, 16).transpose(1, 2).exp() for _ in range(2))
+    return [q, k, *gla.heads_of(width, heads, length, 1), (torch.randn(heads, length) * 0.1).exp()], toeplitz

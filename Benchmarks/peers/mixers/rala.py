@@ -3,10 +3,25 @@
 
 import torch
 import torch.nn.functional as F
+from mixers import gla
 
 
 def every_two(x):
     return torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
+
+
+def attend(q, k, v, sine, cosine):
+    """[B, H, L, d], and the tables of the rotation [L, d]."""
+    length = q.shape[2]
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    mean = q.mean(-2, keepdim=True)
+    weights = torch.softmax(q.shape[-1] ** -0.5 * mean @ k.transpose(-1, -2), -1).transpose(-1, -2)
+    k = k * weights * length
+    turned_q = q * cosine + every_two(q) * sine
+    turned_k = k * cosine + every_two(k) * sine
+    z = 1 / (q @ k.mean(-2, keepdim=True).transpose(-2, -1) + 1e-6)
+    memory = (turned_k.transpose(-2, -1) * length**-0.5) @ (v * length**-0.5)
+    return turned_q @ memory * z
 
 
 class RankAugmented(torch.nn.Module):
@@ -23,8 +38,8 @@ class RankAugmented(torch.nn.Module):
         by_row = (torch.arange(self.rows)[:, None] * angles)[:, None].expand(-1, self.columns, -1)
         by_column = (torch.arange(self.columns)[:, None] * angles)[None].expand(self.rows, -1, -1)
         turn = torch.cat([by_row, by_column], -1).flatten(0, 1)
-        self.register_buffer("sine", turn.sin())
-        self.register_buffer("cosine", turn.cos())
+        self.register_buffer("sine", turn.sin(), persistent=False)
+        self.register_buffer("cosine", turn.cos(), persistent=False)
 
     def forward(self, x):
         batch, length, width = x.shape
@@ -33,17 +48,14 @@ class RankAugmented(torch.nn.Module):
         gate, value = qkvo[:, 3 * width :], qkvo[:, 2 * width : 3 * width]
         local = self.lepe(value)
         q, k, v = qkvo[:, : 3 * width].reshape(batch, 3, self.heads, -1, length).permute(1, 0, 2, 4, 3)
-        q, k = F.elu(q) + 1, F.elu(k) + 1
-        mean = q.mean(-2, keepdim=True)
-        weights = torch.softmax(q.shape[-1] ** -0.5 * mean @ k.transpose(-1, -2), -1).transpose(-1, -2)
-        k = k * weights * length
-        turned_q = q * self.cosine + every_two(q) * self.sine
-        turned_k = k * self.cosine + every_two(k) * self.sine
-        z = 1 / (q @ k.mean(-2, keepdim=True).transpose(-2, -1) + 1e-6)
-        memory = (turned_k.transpose(-2, -1) * length**-0.5) @ (v * length**-0.5)
-        y = (turned_q @ memory * z).transpose(-1, -2).reshape(image.shape)
+        y = attend(q, k, v, self.sine, self.cosine).transpose(-1, -2).reshape(image.shape)
         return self.output((y + local) * gate).flatten(2).transpose(1, 2)
 
 
 def layer(width, heads, length):
     return RankAugmented(width, heads, length)
+
+
+def operator(width, heads, length):
+    of = RankAugmented(width, heads, length)
+    return gla.heads_of(width, heads, length, 3), lambda q, k, v: attend(q, k, v, of.sine, of.cosine)

@@ -1,15 +1,9 @@
 """S4 with HiPPO-LegS and N = 64: the kernel by Cauchy sums formed in full, as the authors' code does without its CUDA extension; the
 convolution by FFT, GELU, GLU."""
 
-import importlib.util
-from pathlib import Path
-
 import torch
 from state_space import dplr_kernel, nodes
-
-_spec = importlib.util.spec_from_file_location("mixers_s4d_form", Path(__file__).with_name("s4d.py"))
-_s4d = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_s4d)
+from mixers import s4d
 
 LENGTHS = (1024, 4096)  # the Cauchy matrices, [D, N, L/2] for each of four sums, take 10 GB at 16k
 
@@ -26,7 +20,7 @@ def legs(state):
     return torch.complex(torch.full_like(omega, -0.5), omega)[:half], (adjoint @ p.to(v.dtype))[:half], (adjoint @ root.to(v.dtype))[:half]
 
 
-class S4(_s4d.S4D):
+class S4(s4d.S4D):
     def __init__(self, width, length, state=64):
         super().__init__(width, state)
         lam, p, b = legs(state)

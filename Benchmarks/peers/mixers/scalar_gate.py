@@ -1,18 +1,12 @@
 """Linear attention with one data-dependent decay per head (Mamba-2's form) in the layer of gated linear attention, by chunks of 64."""
 
-import importlib.util
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from gated_linear_attention import chunked_scalar
-
-_spec = importlib.util.spec_from_file_location("mixers_gla_form", Path(__file__).with_name("gla.py"))
-_gla = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_gla)
+from mixers import gla
 
 
-class ScalarGate(_gla.GatedLinearAttention):
+class ScalarGate(gla.GatedLinearAttention):
     def make_gate(self, width):
         self.gate_out = torch.nn.Linear(width, self.heads)
 
@@ -23,3 +17,9 @@ class ScalarGate(_gla.GatedLinearAttention):
 
 def layer(width, heads, length):
     return ScalarGate(width, heads)
+
+
+def operator(width, heads, length):
+    q, k, v = gla.heads_of(width, heads, length, 3)
+    gates = F.logsigmoid(torch.randn(1, heads, length)) / 16
+    return [q, k, v, gates], lambda q, k, v, g: chunked_scalar(q, k, v, g, q.shape[-1] ** -0.5)

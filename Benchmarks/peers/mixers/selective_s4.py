@@ -1,15 +1,9 @@
 """Selective S4 with half of the tokens kept: guide features by a copy of the layer, scores, top-K, and S4D both ways over what is kept."""
 
 import copy
-import importlib.util
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
-
-_spec = importlib.util.spec_from_file_location("mixers_s4d_form", Path(__file__).with_name("s4d.py"))
-_s4d = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_s4d)
+from mixers import s4d
 
 LENGTHS = (1024, 4096, 16384)
 
@@ -17,7 +11,7 @@ LENGTHS = (1024, 4096, 16384)
 class SelectiveS4(torch.nn.Module):
     def __init__(self, width, ratio=0.5):
         super().__init__()
-        self.s4 = _s4d.S4D(width, directions=2)
+        self.s4 = s4d.S4D(width, directions=2)
         self.selector = torch.nn.Module()
         self.selector.local = torch.nn.Linear(width, width // 2)
         self.selector.hidden = torch.nn.Linear(width, width // 2)

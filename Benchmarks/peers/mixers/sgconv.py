@@ -6,6 +6,11 @@ import torch
 import torch.nn.functional as F
 
 
+def convolve(u, k):
+    length = u.shape[-1]
+    return torch.fft.irfft(torch.fft.rfft(u, n=2 * length) * torch.fft.rfft(k, n=2 * length), n=2 * length)[..., :length]
+
+
 class SGConv(torch.nn.Module):
     def __init__(self, width, length, dimension=64):
         super().__init__()
@@ -13,24 +18,22 @@ class SGConv(torch.nn.Module):
         self.kernels = torch.nn.ParameterList(torch.randn(1, width, dimension) for _ in range(scales))
         self.skip = torch.nn.Parameter(torch.randn(width))
         self.output = torch.nn.Linear(width, width)
-        self.norm = self.kernel(dimension * 2 ** (scales - 1), 1).norm(dim=-1, keepdim=True).detach()
+        self.register_buffer("norm", self.kernel(dimension * 2 ** (scales - 1), 1).norm(dim=-1)[None].detach())
 
     def kernel(self, length, norm):
-        count = len(self.kernels)
-        pieces = [
-            F.interpolate(w, scale_factor=2 ** max(0, i - 1), mode="linear") * 2.0 ** (count - i - 1)
-            for i, w in enumerate(self.kernels)
-        ]
+        pieces = [F.interpolate(w, scale_factor=2 ** max(0, i - 1), mode="linear") * 0.5**i for i, w in enumerate(self.kernels)]
         return torch.cat(pieces, -1)[0, :, :length] / norm
 
     def forward(self, x):
         u = x.transpose(1, 2)
-        length = u.shape[-1]
-        k = torch.fft.rfft(self.kernel(length, self.norm[0]), n=2 * length)
-        y = torch.fft.irfft(torch.fft.rfft(u, n=2 * length) * k, n=2 * length)[..., :length]
+        y = convolve(u, self.kernel(u.shape[-1], self.norm[0, :, None]))
         y = F.gelu(y + u * self.skip[:, None])
         return self.output(y.transpose(1, 2))
 
 
 def layer(width, heads, length):
     return SGConv(width, length)
+
+
+def operator(width, heads, length):
+    return [torch.randn(1, length, width).transpose(1, 2), torch.randn(width, length) / length], convolve

@@ -2,6 +2,16 @@
 one depthwise 5×5 convolution that every head runs as an image of its own."""
 
 import torch
+from mixers import gla
+
+
+def attend(q, k, v):
+    """[B H, L, d], queries and keys not negative."""
+    length, width = q.shape[1:]
+    z = 1 / (torch.einsum("bic,bc->bi", q, k.sum(1)) + 1e-6)
+    if length > width:
+        return torch.einsum("bic,bcd,bi->bid", q, torch.einsum("bjc,bjd->bcd", k, v), z)
+    return torch.einsum("bij,bjd,bi->bid", torch.einsum("bic,bjc->bij", q, k), v, z)
 
 
 class Simplified(torch.nn.Module):
@@ -24,11 +34,7 @@ class Simplified(torch.nn.Module):
         batch, length, width = x.shape
         q, k, v = self.qkv(x).reshape(batch, length, 3, width).unbind(2)
         q, k, v = self.split(q.relu()), self.split((k + self.positions).relu()), self.split(v)
-        z = 1 / (torch.einsum("bic,bc->bi", q, k.sum(1)) + 1e-6)
-        if length > width // self.heads:
-            y = torch.einsum("bic,bcd,bi->bid", q, torch.einsum("bjc,bjd->bcd", k, v), z)
-        else:
-            y = torch.einsum("bij,bjd,bi->bid", torch.einsum("bic,bjc->bij", q, k), v, z)
+        y = attend(q, k, v)
         image = v.transpose(1, 2).reshape(batch * self.heads, -1, length // self.columns, self.columns)
         y = y + self.convolution(image).flatten(2).transpose(1, 2)
         return self.output(y.view(batch, self.heads, length, -1).transpose(1, 2).reshape(x.shape))
@@ -36,3 +42,8 @@ class Simplified(torch.nn.Module):
 
 def layer(width, heads, length):
     return Simplified(width, heads, length)
+
+
+def operator(width, heads, length):
+    inputs = [x.flatten(0, 1) for x in gla.heads_of(width, heads, length, 3)]
+    return inputs, lambda q, k, v: attend(q.relu(), k.relu(), v)

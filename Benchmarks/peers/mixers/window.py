@@ -1,19 +1,13 @@
 """Causal attention over the last 64 positions and the own one, by blocks of 64 queries that see two blocks of keys."""
 
-import importlib.util
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
-
-_spec = importlib.util.spec_from_file_location("mixers_softmax_form", Path(__file__).with_name("softmax.py"))
-_softmax = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_softmax)
+from mixers import softmax
 
 WINDOW = 64
 
 
-class WindowAttention(_softmax.Attention):
+class WindowAttention(softmax.Attention):
     def attend(self, q, k, v):
         batch, heads, length, d = q.shape
         blocks = length // WINDOW

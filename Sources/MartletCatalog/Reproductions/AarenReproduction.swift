@@ -47,23 +47,29 @@ struct AarenExperiment {
     var errors: [String: [Double]] = [:]
     var parameters: [String: Int] = [:]
     var bytes: [String: [Int]] = [:]
-    for seed in seeds {
+    let runs = pairs(seeds, Self.arms)
+    let results = try concurrently(runs, progress: progress) { run, progress in
+      let (seed, (name, mixer)) = run
       let data = try SinusoidSeries(length: length, horizon: horizon, seed: UInt64(seed))
       let test = data.batch(.test, Array(0..<testSeries))
-      for (name, mixer) in Self.arms {
-        let model = try model(mixer, seed: seed)
-        try ExperimentLoop(steps: steps, learningRate: learningRate).train(model) { step in
-          let batch = data.batch(.train, Array(step * batchSize..<(step + 1) * batchSize))
-          return (model(batch.inputs) - batch.targets).square().mean()
-        }
-        let error = withoutGradient { (model(test.inputs) - test.targets).square().mean().item() }
-        errors[name, default: []].append(error)
-        parameters[name] = model.parameterCount
-        if bytes[name] == nil { bytes[name] = try withoutGradient { try stateBytes(model, data) } }
-        progress(
-          "seed \(seed), \(name): mean squared error \(decimals(error)) after \(steps) steps, \(decimals(seconds(since: start), 0)) s")
+      let model = try model(mixer, seed: seed)
+      try ExperimentLoop(steps: steps, learningRate: learningRate).train(model) { step in
+        let batch = data.batch(.train, Array(step * batchSize..<(step + 1) * batchSize))
+        return (model(batch.inputs) - batch.targets).square().mean()
       }
-      errors["last value", default: []].append((test.inputs - test.targets).square().mean().item())
+      let error = withoutGradient { (model(test.inputs) - test.targets).square().mean().item() }
+      progress(
+        "seed \(seed), \(name): mean squared error \(decimals(error)) after \(steps) steps, \(decimals(seconds(since: start), 0)) s")
+      return (
+        error: error, parameters: model.parameterCount, lastValue: (test.inputs - test.targets).square().mean().item(),
+        bytes: seed == seeds[0] ? try withoutGradient { try stateBytes(model, data) } : []
+      )
+    }
+    for (run, result) in zip(runs, results) {
+      errors[run.arm.name, default: []].append(result.error)
+      parameters[run.arm.name] = result.parameters
+      if run.seed == seeds[0] { bytes[run.arm.name] = result.bytes }
+      if run.arm.name == Self.arms[0].name { errors["last value", default: []].append(result.lastValue) }
     }
     func error(_ name: String) -> Double { mean(errors[name] ?? []) }
     return Reproduction(

@@ -46,19 +46,22 @@ struct DeltaNetExperiment {
     let start = ContinuousClock.now
     var errors: [String: [Double]] = [:]
     var parameters: [String: Int] = [:]
-    for seed in seeds {
+    let runs = pairs(seeds, Self.arms)
+    let results = try concurrently(runs, progress: progress) { run, progress in
+      let (seed, arm) = run
       let task = try LatestBindingTask(
         counts: SplitCounts(train: steps * batchSize, validation: 0, test: testSequences), seed: UInt64(seed))
-      for arm in Self.arms {
-        let model = try Self.model(task, arm: arm, generator: RandomGenerator(seed: UInt64(seed)))
-        try ExperimentLoop(steps: steps, learningRate: learningRate).train(model) { step in
-          try model.loss(task.trainingBatch(step: step, size: batchSize, seed: UInt64(seed)))
-        }
-        let error = 1 - (try model.evaluate(task, .test, batchSize: 100)).accuracy
-        errors[arm, default: []].append(error)
-        parameters[arm] = model.parameterCount
-        progress("seed \(seed), \(arm): error \(decimals(error, 4)) after \(steps) steps, \(decimals(seconds(since: start), 0)) s")
+      let model = try Self.model(task, arm: arm, generator: RandomGenerator(seed: UInt64(seed)))
+      try ExperimentLoop(steps: steps, learningRate: learningRate).train(model) { step in
+        try model.loss(task.trainingBatch(step: step, size: batchSize, seed: UInt64(seed)))
       }
+      let error = 1 - (try model.evaluate(task, .test, batchSize: 100)).accuracy
+      progress("seed \(seed), \(arm): error \(decimals(error, 4)) after \(steps) steps, \(decimals(seconds(since: start), 0)) s")
+      return (error: error, parameters: model.parameterCount)
+    }
+    for (run, result) in zip(runs, results) {
+      errors[run.arm, default: []].append(result.error)
+      parameters[run.arm] = result.parameters
     }
     func error(_ arm: String) -> Double { mean(errors[arm] ?? []) }
     return Reproduction(

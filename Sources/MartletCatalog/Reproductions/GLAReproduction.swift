@@ -38,19 +38,22 @@ struct GLAExperiment {
     let start = ContinuousClock.now
     var errors: [String: [Double]] = [:]
     var parameters: [String: Int] = [:]
-    for seed in seeds {
+    let runs = pairs(seeds, Self.arms)
+    let results = try concurrently(runs, progress: progress) { run, progress in
+      let (seed, (name, gate)) = run
       let task = try DictionaryResetTask(
         counts: SplitCounts(train: steps * batchSize, validation: 0, test: testSequences), seed: UInt64(seed))
-      for (name, gate) in Self.arms {
-        let model = try Self.model(task, gate: gate, generator: RandomGenerator(seed: UInt64(seed)))
-        try ExperimentLoop(steps: steps, learningRate: learningRate).train(model) { step in
-          try model.loss(task.trainingBatch(step: step, size: batchSize, seed: UInt64(seed)))
-        }
-        let error = 1 - (try model.evaluate(task, .test, batchSize: 100)).accuracy
-        errors[name, default: []].append(error)
-        parameters[name] = model.parameters().reduce(0) { $0 + $1.tensor.count }
-        progress("seed \(seed), \(name): error \(decimals(error, 4)) after \(steps) steps, \(decimals(seconds(since: start), 0)) s")
+      let model = try Self.model(task, gate: gate, generator: RandomGenerator(seed: UInt64(seed)))
+      try ExperimentLoop(steps: steps, learningRate: learningRate).train(model) { step in
+        try model.loss(task.trainingBatch(step: step, size: batchSize, seed: UInt64(seed)))
       }
+      let error = 1 - (try model.evaluate(task, .test, batchSize: 100)).accuracy
+      progress("seed \(seed), \(name): error \(decimals(error, 4)) after \(steps) steps, \(decimals(seconds(since: start), 0)) s")
+      return (error: error, parameters: model.parameterCount)
+    }
+    for (run, result) in zip(runs, results) {
+      errors[run.arm.name, default: []].append(result.error)
+      parameters[run.arm.name] = result.parameters
     }
     func error(_ name: String) -> Double { mean(errors[name] ?? []) }
     return Reproduction(

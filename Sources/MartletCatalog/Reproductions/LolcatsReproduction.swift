@@ -21,8 +21,8 @@ struct LolcatsExperiment {
   var heldOut = 64
   /// Of the generated text.
   var textBytes = 400_000
-  /// Another text than the generated one.
-  var text: [UInt8]?
+  /// What to read instead.
+  var text: ExperimentText.Given?
 
   static let inequality = """
     loss(transfer + LoRA) < loss(transfer) < loss(swap), loss(transfer + LoRA) <= loss(LoRA and maps) <= loss(LoRA), and \
@@ -51,8 +51,9 @@ struct LolcatsExperiment {
     let start = ContinuousClock.now
     var losses: [String: [Double]] = [:]
     var trained: [String: Int] = [:]
-    for seed in seeds {
-      let bytes = text ?? Array(SyntheticText().bytes(textBytes, seed: UInt64(seed)).prefix(textBytes))
+    let results = try concurrently(seeds, progress: progress) { seed, progress in
+      var (losses, trained) = ([String: Double](), [String: Int]())
+      let bytes = text?.bytes ?? SyntheticText().bytes(textBytes, seed: UInt64(seed)).prefix(textBytes)
       let (train, held) = try TokenSequences.split(bytes.map(Int.init), length: length + 1)
       let measured = held.batches(size: batchSize, limit: heldOut)
       let order = BatchOrder(count: train.count)
@@ -67,7 +68,7 @@ struct LolcatsExperiment {
       func report(_ name: String, _ model: LanguageModel) {
         model.eval()
         let value = LinearizeWithLoRA.loss(model, measured)
-        losses[name, default: []].append(value)
+        losses[name] = value
         progress("seed \(seed), \(name): held-out loss \(decimals(value, 4)), \(decimals(seconds(since: start), 0)) s")
       }
 
@@ -117,6 +118,11 @@ struct LolcatsExperiment {
       count("LoRA and maps", both)
       try fit(both, steps: steps, stream: 1)
       report("LoRA and maps", both)
+      return (losses: losses, trained: trained)
+    }
+    for result in results {
+      for (name, loss) in result.losses { losses[name, default: []].append(loss) }
+      trained = result.trained
     }
     func loss(_ name: String) -> Double { mean(losses[name] ?? []) }
     let closed = (loss("swap") - loss("transfer + LoRA")) / (loss("swap") - loss("base"))
@@ -133,13 +139,15 @@ struct LolcatsExperiment {
       },
       note: """
         Scaled down: a softmax byte model of three layers (width 64, four heads) trained \(pretrainingSteps) steps on \
-        \(text == nil ? "generated text" : "a given text"), then linearised with a window of \(window) and \(features) columns of \
-        features; every way to repair it has \(steps) steps (the transfer alone half of them). Losses in nats a byte.
+        \(text?.name ?? "generated text"), then linearised with a window of \(window) and \(features) columns of \
+        features; every way to repair it has \(steps) steps (the transfer alone half of them). Losses in nats a byte. \(ExperimentText.hint)
         """)
   }
 }
 
-/// Runs the experiment of `lolcats` as its sheet states it.
+/// Runs the experiment of `lolcats` as its sheet states it, on ``ExperimentText``.
 public func reproduceLolcats(progress: (String) -> Void) throws -> Reproduction {
-  try onOneThread { try LolcatsExperiment().run(progress: progress) }
+  var experiment = LolcatsExperiment()
+  experiment.text = try ExperimentText.given()
+  return try onOneThread { try experiment.run(progress: progress) }
 }

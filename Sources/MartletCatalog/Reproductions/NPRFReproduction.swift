@@ -40,19 +40,22 @@ struct NPRFExperiment {
     let start = ContinuousClock.now
     var accuracies: [String: [Double]] = [:]
     var parameters: [String: Int] = [:]
-    for seed in seeds {
+    let runs = pairs(seeds, Self.arms)
+    let results = try concurrently(runs, progress: progress) { run, progress in
+      let (seed, arm) = run
       let task = try ShiftTask(
         length: length, counts: SplitCounts(train: steps * batchSize, validation: 0, test: testSequences), seed: UInt64(seed))
-      for arm in Self.arms {
-        let model = try Self.model(task, arm: arm, generator: RandomGenerator(seed: UInt64(seed)))
-        try ExperimentLoop(steps: steps, learningRate: learningRate).train(model) {
-          try model.loss(task.trainingBatch(step: $0, size: batchSize, seed: UInt64(seed)))
-        }
-        let accuracy = try model.evaluate(task, .test, batchSize: 100).accuracy
-        accuracies[arm, default: []].append(accuracy)
-        parameters[arm] = model.parameterCount
-        progress("seed \(seed), \(arm): accuracy \(decimals(accuracy)) after \(steps) steps, \(decimals(seconds(since: start), 0)) s")
+      let model = try Self.model(task, arm: arm, generator: RandomGenerator(seed: UInt64(seed)))
+      try ExperimentLoop(steps: steps, learningRate: learningRate).train(model) {
+        try model.loss(task.trainingBatch(step: $0, size: batchSize, seed: UInt64(seed)))
       }
+      let accuracy = try model.evaluate(task, .test, batchSize: 100).accuracy
+      progress("seed \(seed), \(arm): accuracy \(decimals(accuracy)) after \(steps) steps, \(decimals(seconds(since: start), 0)) s")
+      return (accuracy: accuracy, parameters: model.parameterCount)
+    }
+    for (run, result) in zip(runs, results) {
+      accuracies[run.arm, default: []].append(result.accuracy)
+      parameters[run.arm] = result.parameters
     }
     func accuracy(_ name: String) -> Double { mean(accuracies[name] ?? []) }
     return Reproduction(

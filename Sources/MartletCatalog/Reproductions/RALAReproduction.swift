@@ -65,24 +65,27 @@ struct RALAExperiment {
     var accuracies: [String: [Double]] = [:]
     var ranks: [String: [Double]] = [:]
     var parameters: [String: Int] = [:]
-    for seed in seeds {
+    let runs = pairs(seeds, Self.arms)
+    let results = try concurrently(runs, progress: progress) { run, progress in
+      let (seed, (name, options)) = run
       let task = try DigitsTask(
         SyntheticDigits(seed: UInt64(seed)), counts: SplitCounts(train: trainingImages, validation: 0, test: testImages))
-      for (name, options) in Self.arms {
-        let model = try Self.model(task, options: options, generator: RandomGenerator(seed: UInt64(seed)))
-        try ExperimentLoop(steps: steps, learningRate: learningRate).train(model) { step in
-          try model.loss(task.trainingBatch(step: step, size: batchSize, seed: UInt64(seed)))
-        }
-        let accuracy = try model.evaluate(task, .test, batchSize: 250).accuracy
-        let measured = task.batch(.test, Array(0..<min(rankImages, testImages)))
-        let rank = Self.effectiveRank(model, measured.inputs)
-        accuracies[name, default: []].append(accuracy)
-        ranks[name, default: []].append(rank)
-        parameters[name] = model.parameterCount
-        progress(
-          "seed \(seed), \(name): accuracy \(decimals(accuracy)), effective rank \(decimals(rank, 1)), "
-            + "\(decimals(seconds(since: start), 0)) s")
+      let model = try Self.model(task, options: options, generator: RandomGenerator(seed: UInt64(seed)))
+      try ExperimentLoop(steps: steps, learningRate: learningRate).train(model) { step in
+        try model.loss(task.trainingBatch(step: step, size: batchSize, seed: UInt64(seed)))
       }
+      let accuracy = try model.evaluate(task, .test, batchSize: 250).accuracy
+      let measured = task.batch(.test, Array(0..<min(rankImages, testImages)))
+      let rank = Self.effectiveRank(model, measured.inputs)
+      progress(
+        "seed \(seed), \(name): accuracy \(decimals(accuracy)), effective rank \(decimals(rank, 1)), "
+          + "\(decimals(seconds(since: start), 0)) s")
+      return (accuracy: accuracy, rank: rank, parameters: model.parameterCount)
+    }
+    for (run, result) in zip(runs, results) {
+      accuracies[run.arm.name, default: []].append(result.accuracy)
+      ranks[run.arm.name, default: []].append(result.rank)
+      parameters[run.arm.name] = result.parameters
     }
     func accuracy(_ name: String) -> Double { mean(accuracies[name] ?? []) }
     func rank(_ name: String) -> Double { mean(ranks[name] ?? []) }

@@ -89,21 +89,31 @@ struct SLABExperiment {
     var accuracies: [String: [Double]] = [:]
     var times: [String: [Double]] = [:]
     var parameters: [String: Int] = [:]
-    for seed in seeds {
-      let task = try DigitsTask(
+    func task(_ seed: Int) throws -> DigitsTask {
+      try DigitsTask(
         SyntheticDigits(seed: UInt64(seed)), counts: SplitCounts(train: trainingImages, validation: 0, test: testImages))
-      var models: [String: TaskModel] = [:]
-      for (name, norm, slide) in arms() {
-        let model = try Self.model(norm, slide: slide, objective: task.objective, generator: RandomGenerator(seed: UInt64(seed)))
-        try ExperimentLoop(steps: steps, learningRate: learningRate).train(model) { step in
-          model.loss(Self.patches(try task.trainingBatch(step: step, size: batchSize, seed: UInt64(seed))))
-        }
-        models[name] = model
-        parameters[name] = model.parameterCount
-        accuracies[name, default: []].append(try accuracy(model, task))
-        progress("seed \(seed), \(name): accuracy \(decimals(accuracies[name]!.last!)), \(decimals(seconds(since: start), 0)) s")
+    }
+    let runs = pairs(seeds, arms())
+    let trained = try concurrently(runs, progress: progress) { run, progress in
+      let (seed, (name, norm, slide)) = run
+      let task = try task(seed)
+      let model = try Self.model(norm, slide: slide, objective: task.objective, generator: RandomGenerator(seed: UInt64(seed)))
+      try ExperimentLoop(steps: steps, learningRate: learningRate).train(model) { step in
+        model.loss(Self.patches(try task.trainingBatch(step: step, size: batchSize, seed: UInt64(seed))))
       }
-      guard let layer = models["layer"], let folded = models["prepbn"] else { continue }
+      let accuracy = try accuracy(model, task)
+      progress("seed \(seed), \(name): accuracy \(decimals(accuracy)), \(decimals(seconds(since: start), 0)) s")
+      return (model: model, accuracy: accuracy)
+    }
+    for (run, result) in zip(runs, trained) {
+      parameters[run.arm.name] = result.model.parameterCount
+      accuracies[run.arm.name, default: []].append(result.accuracy)
+    }
+    // Times are measured one after another, when nothing else runs.
+    for seed in seeds {
+      let task = try task(seed)
+      func model(_ name: String) -> TaskModel? { zip(runs, trained).first { $0.0.seed == seed && $0.0.arm.name == name }?.1.model }
+      guard let layer = model("layer"), let folded = model("prepbn") else { continue }
       try foldNormalization(folded)
       parameters["folded"] = folded.parameterCount
       accuracies["folded", default: []].append(try accuracy(folded, task))

@@ -17,8 +17,8 @@ struct TransNormerExperiment {
   var validationWindows = 100
   /// Bytes of the written text.
   var textBytes = 400_000
-  /// A file to read instead.
-  var file: String?
+  /// What to read instead.
+  var text: ExperimentText.Given?
 
   static let inequality = """
     loss(transnormer) <= loss(linear) - 0.02 and \
@@ -51,23 +51,24 @@ struct TransNormerExperiment {
 
   func run(progress: (String) -> Void) throws -> Reproduction {
     let start = ContinuousClock.now
-    let task =
-      try file.map { try ByteTextTask(files: [$0], length: length, evaluationLimit: validationWindows) }
-      ?? ByteTextTask(
-        texts: [(name: "written text", bytes: SyntheticText().bytes(textBytes))], length: length, evaluationLimit: validationWindows)
+    let task = try ByteTextTask(
+      texts: [(name: "text", bytes: text?.bytes ?? SyntheticText().bytes(textBytes))], length: length, evaluationLimit: validationWindows)
     var losses: [String: [Double]] = [:]
     var parameters: [String: Int] = [:]
-    for seed in seeds {
-      for (name, mixers) in Self.arms {
-        let model = try model(mixers, seed: seed)
-        try ExperimentLoop(steps: steps, learningRate: learningRate).train(model) { step in
-          try model.loss(task.trainingBatch(step: step, size: batchSize, seed: UInt64(seed)))
-        }
-        let loss = try model.evaluate(task, .validation, batchSize: 50).meanLoss
-        losses[name, default: []].append(loss)
-        parameters[name] = model.parameterCount
-        progress("seed \(seed), \(name): \(decimals(loss)) nats a byte after \(steps) steps, \(decimals(seconds(since: start), 0)) s")
+    let runs = pairs(seeds, Self.arms)
+    let results = try concurrently(runs, progress: progress) { run, progress in
+      let (seed, (name, mixers)) = run
+      let model = try model(mixers, seed: seed)
+      try ExperimentLoop(steps: steps, learningRate: learningRate).train(model) { step in
+        try model.loss(task.trainingBatch(step: step, size: batchSize, seed: UInt64(seed)))
       }
+      let loss = try model.evaluate(task, .validation, batchSize: 50).meanLoss
+      progress("seed \(seed), \(name): \(decimals(loss)) nats a byte after \(steps) steps, \(decimals(seconds(since: start), 0)) s")
+      return (loss: loss, parameters: model.parameterCount)
+    }
+    for (run, result) in zip(runs, results) {
+      losses[run.arm.name, default: []].append(result.loss)
+      parameters[run.arm.name] = result.parameters
     }
     func loss(_ name: String) -> Double { mean(losses[name] ?? []) }
     return Reproduction(
@@ -81,16 +82,16 @@ struct TransNormerExperiment {
         return Reproduction.Arm(name: arm.name, metrics: metrics)
       },
       note: """
-        Scaled down: the next byte of \(file.map { URL(fileURLWithPath: $0).lastPathComponent } ?? "a text that a program writes"), windows \
+        Scaled down: the next byte of \(text?.name ?? "a text that a program writes"), windows \
         of \(length), four layers of width \(width), \(steps) steps of \(batchSize) windows; loss in nats a byte on \(validationWindows) windows \
-        that weren't trained on. MARTLET_TEXT names a file to read instead.
+        that weren't trained on. \(ExperimentText.hint)
         """)
   }
 }
 
-/// Runs the experiment of `transnormer` as its sheet states it; on the file that the environment's MARTLET_TEXT names, if it does.
+/// Runs the experiment of `transnormer` as its sheet states it, on ``ExperimentText``.
 public func reproduceTransNormer(progress: (String) -> Void) throws -> Reproduction {
   var experiment = TransNormerExperiment()
-  experiment.file = ProcessInfo.processInfo.environment["MARTLET_TEXT"]
+  experiment.text = try ExperimentText.given()
   return try onOneThread { try experiment.run(progress: progress) }
 }

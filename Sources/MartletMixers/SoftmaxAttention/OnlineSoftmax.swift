@@ -76,18 +76,14 @@ public struct OnlineSoftmax: @unchecked Sendable {
   /// The sums of every prefix by Hillis & Steele's scan (algorithm 1 of the paper): ⌈log₂ L⌉ rounds, in which each position takes in
   /// the sums of the one 1, 2, 4, … before it. Scores [..., L], values [..., L, d]; work O(L log L · d).
   public static func scan(_ scores: Tensor, _ values: Tensor) -> OnlineSoftmax {
-    var sums = leaf(scores, values)
-    let length = scores.dim(-1)
-    var distance = 1
-    while distance < length {
-      let joined = combined(sums.positions(0, length - distance), sums.positions(distance, length - distance))
-      sums = OnlineSoftmax(
-        maximum: concatenated([sums.maximum.narrowed(axis: -1, start: 0, length: distance), joined.maximum], axis: -1),
-        normalizer: concatenated([sums.normalizer.narrowed(axis: -1, start: 0, length: distance), joined.normalizer], axis: -1),
-        accumulated: concatenated([sums.accumulated.narrowed(axis: -2, start: 0, length: distance), joined.accumulated], axis: -2))
-      distance *= 2
+    // The parts have their positions at one axis when the two numbers of a token are a last axis of one.
+    func parts(_ sums: OnlineSoftmax) -> [Tensor] {
+      [sums.maximum.expandedDimension(-1), sums.normalizer.expandedDimension(-1), sums.accumulated]
     }
-    return sums
+    func sums(_ parts: [Tensor]) -> OnlineSoftmax {
+      OnlineSoftmax(maximum: parts[0].squeezed(-1), normalizer: parts[1].squeezed(-1), accumulated: parts[2])
+    }
+    return sums(associativeScan(parts(leaf(scores, values)), axis: -2) { parts(combined(sums($0), sums($1))) })
   }
 
   /// The sums of a whole sequence, folded by blocks of `block` tokens: the same numbers in memory O(block · d) besides the values.

@@ -7,7 +7,8 @@ import MartletOptimizers
 extension BenchmarkCase {
   /// Everything that `martlet bench` measures. Sizes and inputs are those of the peer's case of the same line.
   public static var all: [BenchmarkCase] {
-    training + attention + linearTime + stateSpace + mixerLayers + mixerSteps + generation + pretrained + tokenization + overhead
+    training + attention + linearTime + stateSpace + mixerOperators + mixerLayers + mixerSteps + generation + pretrained + tokenization
+      + overhead
   }
 
   /// The cases whose name contains any of the texts; all when there is none. Heavy ones only when asked for.

@@ -8,15 +8,16 @@ public struct MixerSummary: Sendable {
     public var name: String
     public var seconds: [Int: Double] = [:]
     public var bytes: [Int: Double] = [:]
-    /// The reference form's time over ours.
+    /// The reference form's time over ours, of the whole layer and of what stands between its projections.
     public var ratios: [Int: Double] = [:]
+    public var operatorRatios: [Int: Double] = [:]
     public var tokenSeconds: [Int: Double] = [:]
   }
 
   /// In the order of the rows.
   public let series: [Series]
   /// Lengths of sequences and of contexts that were measured.
-  public let lengths, contexts: [Int]
+  public let lengths, operatorLengths, contexts: [Int]
 
   public var isEmpty: Bool { series.isEmpty }
 
@@ -33,6 +34,7 @@ public struct MixerSummary: Sendable {
           series[place].seconds[point.length] = row.ours
           series[place].ratios[point.length] = row.ratio?.median
         }
+      case (BenchmarkCase.operatorGroup, "s"): series[place].operatorRatios[point.length] = row.ratio?.median
       case (BenchmarkCase.layerGroup, _): series[place].bytes[point.length] = row.ours
       case (BenchmarkCase.stepGroup, "s"):
         if series[place].tokenSeconds[point.length] == nil { series[place].tokenSeconds[point.length] = row.ours }
@@ -40,6 +42,7 @@ public struct MixerSummary: Sendable {
       }
     }
     self.series = series
+    operatorLengths = Set(series.flatMap { $0.operatorRatios.keys }).sorted()
     lengths = Set(series.flatMap { $0.seconds.keys }).sorted()
     contexts = Set(series.flatMap { $0.tokenSeconds.keys }).sorted()
   }
@@ -74,21 +77,23 @@ public struct MixerSummary: Sendable {
       text += """
 
         A layer with its projections, one sequence, forward and backward. “Reference” is the time of the method's public form in PyTorch \
-        over ours; “softmax” that of our softmax attention over the mixer's, and the length from which on the mixer is faster; “growth” \
+        over ours, of the layer and then of the operator alone, without the projections that are the same on both sides; “softmax” that of our softmax attention over the mixer's, and the length from which on the mixer is faster; “growth” \
         the exponent of time and of memory between the two greatest lengths (1 is linear).
 
 
         """
       text += row(
         ["mixer"] + lengths.map { "time, \(Figure.length($0))" } + lengths.map { "reference, \(Figure.length($0))" }
+          + operatorLengths.map { "operator, \(Figure.length($0))" }
           + ["softmax, \(Figure.length(longest))", "faster from", "memory, \(Figure.length(longest))", "growth"])
-      text += row(["---"] + Array(repeating: "---:", count: 2 * lengths.count + 4))
+      text += row(["---"] + Array(repeating: "---:", count: 2 * lengths.count + operatorLengths.count + 4))
       for one in series where !one.seconds.isEmpty {
         let against = attention.flatMap { a in a.seconds[longest].flatMap { s in one.seconds[longest].map { s / $0 } } }
         let crossing = attention.flatMap { Self.crossing(one.seconds, attention: $0.seconds) }
         let from = one.name == "softmax" ? "" : crossing.map { $0 == 0 ? "all" : Figure.roughLength($0) } ?? "never"
         text += row(
           [one.name] + lengths.map { cell(one.seconds[$0], Figure.seconds) } + lengths.map { cell(one.ratios[$0], times) }
+            + operatorLengths.map { cell(one.operatorRatios[$0], times) }
             + [
               one.name == "softmax" ? "" : cell(against, times), from, cell(one.bytes[longest], Figure.bytes),
               [Self.exponent(one.seconds), Self.exponent(one.bytes)].map { cell($0) { Figure.fixed($0, 2) } }.joined(separator: ", "),

@@ -28,7 +28,7 @@ public struct ComparisonOptions: Codable, Sendable, Equatable {
   public var feedForward: FeedForwardKind
   public var dropout: Double
   public var pooling: Pooling
-  /// Held-out examples of each evaluation on the way, and of the final test.
+  /// Held-out examples of each evaluation on the way (also of pretraining's), and of the final test.
   public var evaluationExamples: Int
   public var testExamples: Int
 
@@ -75,6 +75,9 @@ public struct ComparisonOptions: Codable, Sendable, Equatable {
     try check(seeds >= 1, "seeds must be at least 1, got \(seeds)")
     try check(batchSize >= 1, "the batch size must be at least 1, got \(batchSize)")
     try check(learningRate > 0, "the learning rate must be positive, got \(learningRate)")
+    try check(
+      evaluationExamples >= 1 && testExamples >= 1,
+      "validation and test examples must be at least 1, got \(evaluationExamples) and \(testExamples)")
     try check(layers >= 1 && heads >= 1, "layers and heads must be at least 1")
     try check(lengths.allSatisfy { $0 >= 1 }, "lengths must be positive, got \(lengths)")
   }
@@ -283,7 +286,9 @@ public final class Comparison {
         let pretraining = try SelfPretraining(
           size.configuration, objective: pretrainingObjective, generator: RandomGenerator(seed: seed))
         let outcome = try train(
-          PretrainingProblem(task, pretraining, batchSize: options.batchSize, seed: seed), arm, parts.first, "pretraining")
+          PretrainingProblem(
+            task, pretraining, batchSize: options.batchSize, seed: seed, evaluationExamples: options.evaluationExamples),
+          arm, parts.first, "pretraining")
         try pretraining.transfer(to: model)
         (steps, seconds, positions) = (outcome.steps, outcome.seconds, outcome.positions)
       }
