@@ -4,15 +4,11 @@ over the tokens up to its own, with the query that is a parameter.
 Run it to make the fixtures beside it:  python make_aaren_fixtures.py
 """
 
-import json
 import math
-import pathlib
-import sys
 
 import torch
-from safetensors.torch import save_file
 
-from make_mixer_fixtures import BOTH, PARALLEL, heads_of, join
+from make_mixer_fixtures import heads_of, join, save_all, BOTH, PARALLEL
 
 
 def aaren(w, x, mask, c):
@@ -75,13 +71,5 @@ CASES = {
 }
 
 
-def main(folder):
-    for seed, (name, (c, batch, length, lengths, modes, size, differentiates)) in enumerate(CASES.items()):
-        tensors = make(c, batch, length, lengths, seed, size, differentiates)
-        metadata = {"id": "aaren", "configuration": json.dumps(c), "modes": ",".join(modes)}
-        save_file(tensors, folder / f"mixer_aaren_{name}.safetensors", metadata=metadata)
-        print(f"{name}: {sum(v.numel() * v.element_size() for v in tensors.values()) / 1000:.1f} kB")
-
-
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).resolve().parent)
+    save_all("aaren", CASES, make)

@@ -6,14 +6,10 @@ Run it to make the fixtures beside it:  python make_atlas_fixtures.py
 """
 
 import itertools
-import json
 import math
-import pathlib
-import sys
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 
 import make_mixer_fixtures as mixers
 from make_mixer_fixtures import heads_of, join, rms, short_convolution, softmax
@@ -173,18 +169,15 @@ CASES = {
 }
 
 
-def main(folder):
+def main():
     mixers.MIXERS["atlas"] = atlas
     mixers.SHAPES["atlas"] = atlas_shapes
     for seed, (name, (c, batch, length, lengths, modes)) in enumerate(CASES.items()):
         tensors = mixers.make("atlas", c, batch, length, lengths, seed)
-        metadata = {"id": "atlas", "configuration": json.dumps(c), "modes": ",".join(modes)}
-        if c.get("inner") == "muon":
-            # Five iterations multiply the rounding of small singular values by up to 3.4445^5 = 485: float32 has no more.
-            metadata["float32_tolerance"] = "1e-4"
-        save_file(tensors, folder / f"mixer_atlas_{name}.safetensors", metadata=metadata)
-        print(f"{name}: {sum(v.numel() * v.element_size() for v in tensors.values()) / 1000:.1f} kB")
+        # Muon's five iterations multiply the rounding of small singular values by up to 3.4445^5 = 485: float32 has no more.
+        tolerance = {"float32_tolerance": "1e-4"} if c.get("inner") == "muon" else {}
+        mixers.save(f"atlas_{name}", "atlas", c, modes, tensors, **tolerance)
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).resolve().parent)
+    main()

@@ -4,14 +4,11 @@ Run it to make the fixtures beside it:  python make_deltanet_fixtures.py
 Yang et al. 2024 (2406.06484), equations of section 2.2; with a decay, Gated DeltaNet (2412.06464), section 3.
 """
 
-import json
+import functools
 import math
-import pathlib
-import sys
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 
 import make_mixer_fixtures as mixers
 from make_mixer_fixtures import BOTH, PARALLEL, heads_of, join, rms, short_convolution
@@ -80,14 +77,6 @@ CASES = {
 }
 
 
-def main(folder):
-    mixers.MIXERS["deltanet"], mixers.SHAPES["deltanet"] = deltanet, shapes
-    for seed, (name, (c, batch, length, lengths, modes)) in enumerate(CASES.items()):
-        tensors = mixers.make("deltanet", c, batch, length, lengths, 100 + seed)
-        metadata = {"id": "deltanet", "configuration": json.dumps(c), "modes": ",".join(modes)}
-        save_file(tensors, folder / f"mixer_deltanet_{name}.safetensors", metadata=metadata)
-        print(f"{name}: {sum(v.numel() * v.element_size() for v in tensors.values()) / 1000:.1f} kB")
-
-
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).resolve().parent)
+    mixers.MIXERS["deltanet"], mixers.SHAPES["deltanet"] = deltanet, shapes
+    mixers.save_all("deltanet", CASES, functools.partial(mixers.make, "deltanet"), first_seed=100)

@@ -413,13 +413,27 @@ CASES = {
 }
 
 
-def main(folder):
+def folder_given():
+    """Where fixtures go: the folder that the command names, or this one."""
+    return pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).resolve().parent
+
+
+def save(name, id, c, modes, tensors, **metadata):
+    metadata |= {"id": id, "configuration": json.dumps(c), "modes": ",".join(modes)}
+    save_file(tensors, folder_given() / f"mixer_{name}.safetensors", metadata=metadata)
+    print(f"{name}: {sum(v.numel() * v.element_size() for v in tensors.values()) / 1000:.1f} kB")
+
+
+def save_all(id, cases, make, first_seed=0):
+    """One fixture a case, (configuration, batch, length, lengths, modes, further arguments of make ...), each with a seed of its own."""
+    for seed, (name, (c, batch, length, lengths, modes, *further)) in enumerate(cases.items(), first_seed):
+        save(f"{id}_{name}", id, c, modes, make(c, batch, length, lengths, seed, *further))
+
+
+def main():
     for seed, (name, (id, c, batch, length, lengths, modes)) in enumerate(CASES.items()):
-        tensors = make(id, c, batch, length, lengths, seed)
-        metadata = {"id": id, "configuration": json.dumps(c), "modes": ",".join(modes)}
-        save_file(tensors, folder / f"mixer_{name}.safetensors", metadata=metadata)
-        print(f"{name}: {sum(v.numel() * v.element_size() for v in tensors.values()) / 1000:.1f} kB")
+        save(name, id, c, modes, make(id, c, batch, length, lengths, seed))
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).resolve().parent)
+    main()

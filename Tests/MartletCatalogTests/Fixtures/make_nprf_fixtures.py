@@ -5,15 +5,11 @@ Run it to make the fixtures beside it:  python make_nprf_fixtures.py
 Every pair of a query and a key is weighed by itself. See make_mixer_fixtures.py for the files' form.
 """
 
-import json
 import math
-import pathlib
-import sys
 
 import torch
-from safetensors.torch import save_file
 
-from make_mixer_fixtures import heads_of, join
+from make_mixer_fixtures import BOTH, PARALLEL, heads_of, join, save_all
 
 torch.set_default_dtype(torch.float64)
 
@@ -100,7 +96,6 @@ def make(c, batch, length, lengths, seed):
     return {n: (v if v.dtype == torch.bool else v.detach().float()).contiguous() for n, v in tensors.items()}
 
 
-BOTH, PARALLEL = "parallel,recurrent,reference", "parallel,reference"
 SMALL = {"width": 8, "heads": 2, "features": 5}
 
 # name: (configuration, batch, length, lengths of the padded sequences, modes)
@@ -118,13 +113,5 @@ CASES = {
 }
 
 
-def main(folder):
-    for seed, (name, (c, batch, length, lengths, modes)) in enumerate(CASES.items()):
-        tensors = make(c, batch, length, lengths, seed)
-        metadata = {"id": "nprf", "configuration": json.dumps(c), "modes": modes}
-        save_file(tensors, folder / f"mixer_nprf_{name}.safetensors", metadata=metadata)
-        print(f"{name}: {sum(v.numel() * v.element_size() for v in tensors.values()) / 1000:.1f} kB")
-
-
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).resolve().parent)
+    save_all("nprf", CASES, make)

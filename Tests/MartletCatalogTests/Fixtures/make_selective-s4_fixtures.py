@@ -2,16 +2,12 @@
 its real tokens only, the state spaces run as recurrences. See make_mixer_fixtures.py for the files' form.
 """
 
-import json
 import math
-import pathlib
-import sys
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 
-from make_mixer_fixtures import PARALLEL, s4d, state_weights
+from make_mixer_fixtures import PARALLEL, s4d, save_all, state_weights
 
 
 def part(w, prefix):
@@ -107,13 +103,5 @@ CASES = {
 }
 
 
-def main(folder):
-    for seed, (name, (c, batch, length, lengths)) in enumerate(CASES.items()):
-        tensors = make(c, batch, length, lengths, 101 + seed)
-        metadata = {"id": "selective-s4", "configuration": json.dumps(c), "modes": ",".join(PARALLEL)}
-        save_file(tensors, folder / f"mixer_selective-s4_{name}.safetensors", metadata=metadata)
-        print(f"{name}: {sum(v.numel() * v.element_size() for v in tensors.values()) / 1000:.1f} kB")
-
-
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).resolve().parent)
+    save_all("selective-s4", {name: (*case, PARALLEL) for name, case in CASES.items()}, make, first_seed=101)

@@ -4,14 +4,11 @@ Run it to make the fixtures beside it:  python make_sgconv_fixtures.py
 The kernel is interpolated tap by tap and the convolution is the sum of its definition. See make_mixer_fixtures.py for the files' form.
 """
 
-import json
 import math
-import pathlib
-import sys
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from make_mixer_fixtures import BOTH, PARALLEL, save_all
 
 torch.set_default_dtype(torch.float64)
 
@@ -109,8 +106,6 @@ def make(c, batch, length, lengths, seed):
     return {n: (v if v.dtype == torch.bool else v.detach().float()).contiguous() for n, v in tensors.items()}
 
 
-BOTH, PARALLEL = "parallel,recurrent,reference", "parallel,reference"
-
 # name: (configuration, batch, length, lengths of the padded sequences, modes)
 CASES = {
     "causal": ({"width": 6, "causal": True, "kernel_dim": 4, "length": 27}, 2, 27, None, BOTH),
@@ -124,13 +119,5 @@ CASES = {
 }
 
 
-def main(folder):
-    for seed, (name, (c, batch, length, lengths, modes)) in enumerate(CASES.items()):
-        tensors = make(c, batch, length, lengths, seed)
-        metadata = {"id": "sgconv", "configuration": json.dumps(c), "modes": modes}
-        save_file(tensors, folder / f"mixer_sgconv_{name}.safetensors", metadata=metadata)
-        print(f"{name}: {sum(v.numel() * v.element_size() for v in tensors.values()) / 1000:.1f} kB")
-
-
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).resolve().parent)
+    save_all("sgconv", CASES, make)

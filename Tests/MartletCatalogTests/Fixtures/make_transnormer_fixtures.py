@@ -4,16 +4,12 @@ NormAttention as a recurrence, token by token, DiagAttention as the sum over the
 Run it to make the fixtures beside it:  python make_transnormer_fixtures.py
 """
 
-import json
 import math
-import pathlib
-import sys
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 
-from make_mixer_fixtures import BOTH, PARALLEL, heads_of, join
+from make_mixer_fixtures import heads_of, join, save_all, BOTH, PARALLEL
 
 
 def simple_rms(x):
@@ -137,13 +133,5 @@ CASES = {
 }
 
 
-def main(folder):
-    for seed, (name, (c, batch, length, lengths, modes)) in enumerate(CASES.items()):
-        tensors = make(c, batch, length, lengths, seed)
-        metadata = {"id": "transnormer", "configuration": json.dumps(c), "modes": ",".join(modes)}
-        save_file(tensors, folder / f"mixer_transnormer_{name}.safetensors", metadata=metadata)
-        print(f"{name}: {sum(v.numel() * v.element_size() for v in tensors.values()) / 1000:.1f} kB")
-
-
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).resolve().parent)
+    save_all("transnormer", CASES, make)
