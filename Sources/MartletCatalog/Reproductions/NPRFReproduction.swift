@@ -69,7 +69,9 @@ struct NPRFExperiment {
       },
       note: """
         Scaled down: the token seven positions before, of 16 random ones, length \(length), one causal layer; accuracy is the share of right tokens \
-        on \(testSequences) new sequences. A guess is right in 0.0625. softmax and softmax+rpe stand beside for comparison.
+        on \(testSequences) new sequences. A guess is right in 0.0625. softmax and softmax+rpe stand beside for comparison. Looking \
+        back only, a layer of 16 features may write to them in turn and so need no bias to find the seventh last position; the published \
+        description leaves the direction and the learning rate (here \(learningRate)) open.
         """)
   }
 }
