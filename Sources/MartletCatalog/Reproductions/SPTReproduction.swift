@@ -67,24 +67,36 @@ struct SPTExperiment {
     var selfPretrained: [Double] = []
     var losses: [Double] = []
     var parameters = 0
-    for seed in seeds {
+    let runs = pairs(seeds, ["scratch", "self-pretrained"])
+    let results = try concurrently(runs, progress: progress) { run, progress in
+      let (seed, arm) = run
       let task = try DigitsTask(
         SyntheticDigits(seed: UInt64(seed)), counts: SplitCounts(train: trainingImages, validation: 0, test: testImages))
       func accuracy(_ model: TaskModel) throws -> Double { try model.evaluate(task, .test, batchSize: 250).accuracy }
 
-      let plain = try model(task, seed: seed)
-      parameters = plain.parameters().reduce(0) { $0 + $1.tensor.count }
-      try train(plain, task, seed: seed, steps: pretrainingSteps + fineTuningSteps)
-      scratch.append(try accuracy(plain))
-      progress("seed \(seed), scratch: accuracy \(decimals(scratch.last!)), \(decimals(seconds(since: start), 0)) s")
-
+      if arm == "scratch" {
+        let model = try model(task, seed: seed)
+        try train(model, task, seed: seed, steps: pretrainingSteps + fineTuningSteps)
+        let accuracy = try accuracy(model)
+        progress("seed \(seed), scratch: accuracy \(decimals(accuracy)), \(decimals(seconds(since: start), 0)) s")
+        return (accuracy: accuracy, loss: nil as Double?, parameters: model.parameterCount)
+      }
       let (model, loss) = try pretrained(task, seed: seed)
-      losses.append(loss)
       try train(model, task, seed: seed, steps: fineTuningSteps, firstStep: pretrainingSteps)
-      selfPretrained.append(try accuracy(model))
+      let accuracy = try accuracy(model)
       progress(
-        "seed \(seed), self-pretrained: accuracy \(decimals(selfPretrained.last!)), "
+        "seed \(seed), self-pretrained: accuracy \(decimals(accuracy)), "
           + "denoising error \(decimals(loss)), \(decimals(seconds(since: start), 0)) s")
+      return (accuracy: accuracy, loss: loss, parameters: model.parameterCount)
+    }
+    for (run, result) in zip(runs, results) {
+      if run.arm == "scratch" {
+        scratch.append(result.accuracy)
+        parameters = result.parameters
+      } else {
+        selfPretrained.append(result.accuracy)
+        losses.append(result.loss ?? .nan)
+      }
     }
     // Pairs share data and the order of batches: the spread of their differences tells how far the gain can be trusted.
     let gains = zip(selfPretrained, scratch).map { $0 - $1 }
