@@ -21,8 +21,8 @@ PROBES = {
     "selective_s4": ("selective-s4", {"causal": False}), "lolcats": ("lolcats", {"length": None}), "block": (None, {}), "dlr": (None, {}),
     "norm_attention": ("transnormer", {"layer": "norm"}), "diagonal_attention": ("transnormer", {"layer": "diagonal"}),
 }
-# Where a peer calls a tensor something else than Martlet does: texts replaced in its names.
 FORWARD_ONLY = {"lolcats"}  # its probe gives other things than gradients
+# Where a peer calls a tensor something else than Martlet does: texts replaced in its names.
 CONVOLUTIONS = {f"convolutions.{i}": f"{name}_convolution" for i, name in enumerate(("query", "key", "value"))}
 NAMES = {
     "atlas": CONVOLUTIONS | {"coefficients": "features.log_coefficients", "window_gate": "window"},

@@ -52,9 +52,7 @@ struct DeltaNetExperiment {
       let task = try LatestBindingTask(
         counts: SplitCounts(train: steps * batchSize, validation: 0, test: testSequences), seed: UInt64(seed))
       let model = try Self.model(task, arm: arm, generator: RandomGenerator(seed: UInt64(seed)))
-      try ExperimentLoop(steps: steps, learningRate: learningRate).train(model) { step in
-        try model.loss(task.trainingBatch(step: step, size: batchSize, seed: UInt64(seed)))
-      }
+      try ExperimentLoop(steps: steps, learningRate: learningRate).train(model, on: task, batchSize: batchSize, seed: seed)
       let error = 1 - (try model.evaluate(task, .test, batchSize: 100)).accuracy
       progress("seed \(seed), \(arm): error \(decimals(error, 4)) after \(steps) steps, \(decimals(seconds(since: start), 0)) s")
       return (error: error, parameters: model.parameterCount)

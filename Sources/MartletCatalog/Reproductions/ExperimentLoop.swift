@@ -32,6 +32,11 @@ struct ExperimentLoop {
     }
     model.eval()
   }
+
+  /// The same on a task's training batches, in the order of a seed.
+  func train(_ model: TaskModel, on task: any LearningTask, batchSize: Int, seed: Int) throws {
+    try train(model) { try model.loss(task.trainingBatch(step: $0, size: batchSize, seed: UInt64(seed))) }
+  }
 }
 
 /// Runs an experiment on one thread. Its products are so small that sharing them costs more than it saves (several times as much

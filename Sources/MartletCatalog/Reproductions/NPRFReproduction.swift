@@ -46,9 +46,7 @@ struct NPRFExperiment {
       let task = try ShiftTask(
         length: length, counts: SplitCounts(train: steps * batchSize, validation: 0, test: testSequences), seed: UInt64(seed))
       let model = try Self.model(task, arm: arm, generator: RandomGenerator(seed: UInt64(seed)))
-      try ExperimentLoop(steps: steps, learningRate: learningRate).train(model) {
-        try model.loss(task.trainingBatch(step: $0, size: batchSize, seed: UInt64(seed)))
-      }
+      try ExperimentLoop(steps: steps, learningRate: learningRate).train(model, on: task, batchSize: batchSize, seed: seed)
       let accuracy = try model.evaluate(task, .test, batchSize: 100).accuracy
       progress("seed \(seed), \(arm): accuracy \(decimals(accuracy)) after \(steps) steps, \(decimals(seconds(since: start), 0)) s")
       return (accuracy: accuracy, parameters: model.parameterCount)

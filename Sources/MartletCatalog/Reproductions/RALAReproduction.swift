@@ -71,9 +71,7 @@ struct RALAExperiment {
       let task = try DigitsTask(
         SyntheticDigits(seed: UInt64(seed)), counts: SplitCounts(train: trainingImages, validation: 0, test: testImages))
       let model = try Self.model(task, options: options, generator: RandomGenerator(seed: UInt64(seed)))
-      try ExperimentLoop(steps: steps, learningRate: learningRate).train(model) { step in
-        try model.loss(task.trainingBatch(step: step, size: batchSize, seed: UInt64(seed)))
-      }
+      try ExperimentLoop(steps: steps, learningRate: learningRate).train(model, on: task, batchSize: batchSize, seed: seed)
       let accuracy = try model.evaluate(task, .test, batchSize: 250).accuracy
       let measured = task.batch(.test, Array(0..<min(rankImages, testImages)))
       let rank = Self.effectiveRank(model, measured.inputs)

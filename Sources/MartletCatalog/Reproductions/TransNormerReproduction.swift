@@ -59,9 +59,7 @@ struct TransNormerExperiment {
     let results = try concurrently(runs, progress: progress) { run, progress in
       let (seed, (name, mixers)) = run
       let model = try model(mixers, seed: seed)
-      try ExperimentLoop(steps: steps, learningRate: learningRate).train(model) { step in
-        try model.loss(task.trainingBatch(step: step, size: batchSize, seed: UInt64(seed)))
-      }
+      try ExperimentLoop(steps: steps, learningRate: learningRate).train(model, on: task, batchSize: batchSize, seed: seed)
       let loss = try model.evaluate(task, .validation, batchSize: 50).meanLoss
       progress("seed \(seed), \(name): \(decimals(loss)) nats a byte after \(steps) steps, \(decimals(seconds(since: start), 0)) s")
       return (loss: loss, parameters: model.parameterCount)

@@ -77,7 +77,8 @@ public struct MixerSummary: Sendable {
       text += """
 
         A layer with its projections, one sequence, forward and backward. “Reference” is the time of the method's public form in PyTorch \
-        over ours, of the layer and then of the operator alone, without the projections that are the same on both sides; “softmax” that of our softmax attention over the mixer's, and the length from which on the mixer is faster; “growth” \
+        over ours, of the layer and then of the operator alone, without the projections that are the same on both \
+        sides; “softmax” that of our softmax attention over the mixer's, and the length from which on the mixer is faster; “growth” \
         the exponent of time and of memory between the two greatest lengths (1 is linear).
 
 
