@@ -11,6 +11,7 @@
 //     by channel from running products of gates, S <- T S + kwᵀ V. Nothing is divided, so g = -inf is an ordinary value.
 
 #include "Parallel.h"
+#include "Transpose.h"
 #include "Vector.h"
 
 #include <ATen/ATen.h>
@@ -59,7 +60,8 @@ class FlushDenormals {
   FlushDenormals& operator=(const FlushDenormals&) = delete;
 };
 
-/// A tile of ROWS x 16 of C (+)= A B, summed in registers: with AVX2 six rows are twelve of the sixteen.
+/// A tile of ROWS x 16 of C (+)= A B, summed in registers: with AVX2 six rows are twelve of the sixteen, and four are the least
+/// that keep both its multipliers busy.
 template <int ROWS>
 MARTLET_INLINE void productTile(
     int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add, const float* a, const float* b, float* c) {
@@ -75,32 +77,65 @@ MARTLET_INLINE void productTile(
   }
 }
 
-/// For machines without the block kernel. Measured on one core with AVX2 (Zen 3): 16x64x64 58-74 GFLOP/s, 16x16x64 70-80, 64x64x16 63;
-/// row by row, with C in memory, 24, 7 and 18; the BLAS that libtorch links reaches 53 there.
+/// Measured on one core with AVX2 (Zen 3, at its fastest moments): 16x64x64 95 GFLOP/s, 16x16x64 80, 64x64x16 75, 80x16x64 97; libtorch's
+/// block kernel there 82, 67, 78 and 89 and a look-up a call, the BLAS that libtorch links 53.
+///
+/// A strip of 16 columns of B whose rows lie further apart than a few lines is packed for the row tiles that read it: rows one or several
+/// KB apart share a few sets of the first-level cache.
 MARTLET_VECTOR static inline void portableProduct(
     int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add, const float* a, const float* b,
     float* c) {
   MARTLET_FAST_SUMS
-  const int64_t whole = n / 16 * 16;
-  for (int64_t j = 0; j < whole; j += 16) {
-    int64_t i = 0;
-    for (; i + 6 <= m; i += 6) productTile<6>(k, lda, ldb, ldc, add, a + i * lda, b + j, c + i * ldc + j);
-    for (; i + 2 <= m; i += 2) productTile<2>(k, lda, ldb, ldc, add, a + i * lda, b + j, c + i * ldc + j);
-    for (; i < m; ++i) productTile<1>(k, lda, ldb, ldc, add, a + i * lda, b + j, c + i * ldc + j);
+  constexpr int64_t depth = 256;
+  if (k > depth) {
+    portableProduct(m, n, depth, lda, ldb, ldc, add, a, b, c);
+    return portableProduct(m, n, k - depth, lda, ldb, ldc, true, a + depth, b + depth * ldb, c);
   }
-  for (int64_t i = 0; i < m && whole < n; ++i) {
-    float* row = c + i * ldc;
-    if (!add) std::memset(row + whole, 0, sizeof(float) * static_cast<size_t>(n - whole));
-    for (int64_t p = 0; p < k; ++p) {
-      const float x = a[i * lda + p];
-      for (int64_t j = whole; j < n; ++j) row[j] += x * b[p * ldb + j];
+  alignas(64) float packed[depth * 16], tile[6 * 16];
+  for (int64_t j = 0; j < n; j += 16) {
+    const int64_t width = n - j < 16 ? n - j : 16;
+    const bool packs = width < 16 || (ldb > 80 && k > 16 && m > 8);
+    if (packs) {
+      for (int64_t p = 0; p < k; ++p) {
+        if (width == 16) {
+          lanes(packed + p * 16) = lanes(b + p * ldb + j);
+        } else {
+          for (int64_t i = 0; i < 16; ++i) packed[p * 16 + i] = i < width ? b[p * ldb + j + i] : 0;
+        }
+      }
+    }
+    const float* strip = packs ? packed : b + j;
+    const int64_t ld = packs ? 16 : ldb;
+    for (int64_t i = 0, rows; i < m; i += rows) {
+      const int64_t left = m - i;
+      rows = left > 8 ? 6 : left > 6 ? 4 : left;
+      float* to = width == 16 ? c + i * ldc + j : tile;
+      const int64_t ldTo = width == 16 ? ldc : 16;
+      const bool adds = add && width == 16;
+      switch (rows) {
+        case 6: productTile<6>(k, lda, ld, ldTo, adds, a + i * lda, strip, to); break;
+        case 5: productTile<5>(k, lda, ld, ldTo, adds, a + i * lda, strip, to); break;
+        case 4: productTile<4>(k, lda, ld, ldTo, adds, a + i * lda, strip, to); break;
+        case 3: productTile<3>(k, lda, ld, ldTo, adds, a + i * lda, strip, to); break;
+        case 2: productTile<2>(k, lda, ld, ldTo, adds, a + i * lda, strip, to); break;
+        default: productTile<1>(k, lda, ld, ldTo, adds, a + i * lda, strip, to);
+      }
+      if (width == 16) continue;
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t x = 0; x < width; ++x) {
+          float& sum = c[(i + r) * ldc + j + x];
+          sum = (add ? sum : 0) + tile[r * 16 + x];
+        }
     }
   }
 }
 
-/// Whether libtorch's f32 block kernel exists on this machine (it needs oneDNN, and AVX2 at least).
-inline bool hasBlockKernel() {
+/// Whether products go to libtorch's f32 block kernel: where it exists (it needs oneDNN) and has the registers of AVX-512.
+inline bool usesBlockKernel() {
   static const bool available = [] {
+#if defined(__x86_64__)
+    if (!__builtin_cpu_supports("avx512f")) return false;
+#endif
     float a[256] = {}, b[256] = {}, c[256];
     try {
       at::native::cpublas::brgemm(16, 16, 16, 16, 16, 16, false, a, b, c, false);
@@ -116,7 +151,7 @@ inline bool hasBlockKernel() {
 inline void product(
     int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc,
     bool add) {
-  if (hasBlockKernel()) {
+  if (usesBlockKernel()) {
     at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, false);
   } else {
     portableProduct(m, n, k, lda, ldb, ldc, add, a, b, c);
@@ -125,63 +160,49 @@ inline void product(
 
 // --- Leaves ---------------------------------------------------------------------------------------------------------
 
-#define MARTLET_SHUFFLE_ROUND(in, out)                                                                              \
-  for (int i = 0; i < 8; ++i) {                                                                                     \
-    out[2 * i] = __builtin_shufflevector(in[i], in[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);  \
-    out[2 * i + 1] =                                                                                                \
-        __builtin_shufflevector(in[i], in[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);     \
-  }
-#define MARTLET_TRANSPOSE(x, y)  \
-  MARTLET_SHUFFLE_ROUND(x, y)    \
-  MARTLET_SHUFFLE_ROUND(y, x)    \
-  MARTLET_SHUFFLE_ROUND(x, y)    \
-  MARTLET_SHUFFLE_ROUND(y, x)
-
-/// to[c, i] = from[i, c] for 16 rows of `columns` (a multiple of 16): four rounds of a perfect shuffle per 16x16 tile.
+/// to[c, i] = from[i, c] for 16 rows of `columns`, a multiple of 16.
 MARTLET_VECTOR static inline void transposeToColumns(
     const float* from, int64_t ld, int64_t columns, float* to, int64_t ldTo = 16) {
-  for (int64_t c = 0; c < columns; c += 16) {
-    Lanes x[16], y[16];
-    for (int i = 0; i < 16; ++i) x[i] = lanes(from + i * ld + c);
-    MARTLET_TRANSPOSE(x, y)
-    for (int i = 0; i < 16; ++i) lanes(to + (c + i) * ldTo) = x[i];
-  }
+  for (int64_t c = 0; c < columns; c += 8)
+    for (int64_t i = 0; i < 16; i += 8) {
+      Octet column[8];
+      transposeTile(from + i * ld + c, ld, column);
+      for (int j = 0; j < 8; ++j) octet(to + (c + j) * ldTo + i) = column[j];
+    }
 }
 
 /// to[c, i] = factor[i] * from[i, c]
 MARTLET_VECTOR static inline void transposeToWeightedColumns(
     const float* from, int64_t ld, int64_t columns, const float* factor, float* to, int64_t ldTo = 16) {
-  for (int64_t c = 0; c < columns; c += 16) {
-    Lanes x[16], y[16];
-    for (int i = 0; i < 16; ++i) x[i] = lanes(from + i * ld + c);
-    MARTLET_TRANSPOSE(x, y)
-    for (int i = 0; i < 16; ++i) lanes(to + (c + i) * ldTo) = x[i] * lanes(factor);
-  }
+  for (int64_t c = 0; c < columns; c += 8)
+    for (int64_t i = 0; i < 16; i += 8) {
+      Octet column[8];
+      transposeTile(from + i * ld + c, ld, column);
+      for (int j = 0; j < 8; ++j) octet(to + (c + j) * ldTo + i) = column[j] * octet(factor + i);
+    }
 }
 
 /// to[i, c] = from[c, i] * factor[i, c] for `columns` (a multiple of 16) rows of 16.
 MARTLET_VECTOR static inline void transposeToRows(
     const float* from, int64_t columns, const float* factor, float* to, int64_t ld) {
-  for (int64_t c = 0; c < columns; c += 16) {
-    Lanes x[16], y[16];
-    for (int i = 0; i < 16; ++i) x[i] = lanes(from + (c + i) * 16);
-    MARTLET_TRANSPOSE(x, y)
-    for (int i = 0; i < 16; ++i) lanes(to + i * ld + c) = x[i] * lanes(factor + i * columns + c);
-  }
+  for (int64_t c = 0; c < columns; c += 8)
+    for (int64_t i = 0; i < 16; i += 8) {
+      Octet row[8];
+      transposeTile(from + c * 16 + i, 16, row);
+      for (int j = 0; j < 8; ++j) octet(to + (i + j) * ld + c) = row[j] * octet(factor + (i + j) * columns + c);
+    }
 }
 
 /// to[i, c] = factor[i] * from[c, i], `from` with leading dimension `ld`, `to` with `columns` (a multiple of 16).
 MARTLET_VECTOR static inline void transposeToWeightedRows(
     const float* from, int64_t ld, int64_t columns, const float* factor, float* to) {
-  for (int64_t c = 0; c < columns; c += 16) {
-    Lanes x[16], y[16];
-    for (int i = 0; i < 16; ++i) x[i] = lanes(from + (c + i) * ld);
-    MARTLET_TRANSPOSE(x, y)
-    for (int i = 0; i < 16; ++i) lanes(to + i * columns + c) = x[i] * factor[i];
-  }
+  for (int64_t c = 0; c < columns; c += 8)
+    for (int64_t i = 0; i < 16; i += 8) {
+      Octet row[8];
+      transposeTile(from + c * ld + i, ld, row);
+      for (int j = 0; j < 8; ++j) octet(to + (i + j) * columns + c) = row[j] * factor[i + j];
+    }
 }
-#undef MARTLET_TRANSPOSE
-#undef MARTLET_SHUFFLE_ROUND
 
 MARTLET_VECTOR static inline void exponentials(float* x, int64_t count) {
   MARTLET_SIMD
@@ -234,12 +255,12 @@ MARTLET_VECTOR static inline void scaleRows(float* state, int64_t rows, int64_t 
   }
 }
 
-/// to[i, c] = from[i, c] + weight[i] * other[i, c] over 16 rows.
+/// to[i, c] = from[i, c] + weight[i] * other[i, c] over 16 rows, `to` with leading dimension `ld`.
 MARTLET_VECTOR static inline void addDiagonal(
-    const float* from, const float* weight, const float* other, int64_t width, float* to) {
+    const float* from, const float* weight, const float* other, int64_t width, float* to, int64_t ld) {
   for (int i = 0; i < 16; ++i)
     for (int64_t c = 0; c < width; c += 16)
-      lanes(to + i * width + c) = lanes(from + i * width + c) + weight[i] * lanes(other + i * width + c);
+      lanes(to + i * ld + c) = lanes(from + i * width + c) + weight[i] * lanes(other + i * width + c);
 }
 
 /// Takes the diagonal, times `scale`, out of a 16x16 tile with leading dimension 16.
@@ -355,6 +376,21 @@ MARTLET_VECTOR static inline void widenBFloat16(const uint16_t* from, int64_t co
   }
 }
 
+/// Copies rows `step` apart and asks for those `ahead` rows further on: heads inside tokens are short rows a long way apart, which the
+/// hardware's own prefetch doesn't follow.
+MARTLET_VECTOR static inline void copyRows(
+    const float* from, int64_t step, int64_t rows, int64_t width, float* to, int64_t ld, int64_t ahead) {
+  const int64_t whole = width / 16 * 16;
+  for (int64_t i = 0; i < rows; ++i, from += step, to += ld) {
+    const uintptr_t next = reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(ahead * step) * sizeof(float);
+    for (int64_t c = 0; c < whole; c += 16) {
+      __builtin_prefetch(reinterpret_cast<const void*>(next + sizeof(float) * c));
+      lanes(to + c) = lanes(from + c);
+    }
+    for (int64_t c = whole; c < width; ++c) to[c] = from[c];
+  }
+}
+
 /// A view of [B, H, L, d] (or [B, H, L]: d = 1) with any strides but a last one of 1, read and written 16 rows at a time.
 struct Rows {
   char* data = nullptr;
@@ -372,40 +408,48 @@ struct Rows {
   }
   int64_t rowBytes() const { return tokenStep * static_cast<int64_t>(c10::elementSize(type)); }
 
-  /// Fills 16 rows of `padded` columns, zeros where the tensor has none, and asks for the rows `ahead` tokens further on:
-  /// heads inside tokens are short rows a long way apart, which the hardware's own prefetch doesn't follow.
+  /// Fills 16 rows of `padded` columns, zeros where the tensor has none, and asks for the rows `ahead` tokens further on.
   void load(int64_t head, int64_t token, int64_t rows, float* to, int64_t padded, int64_t ahead = kBlock) const {
     const char* from = row(head, token);
-    const int64_t step = rowBytes(), bytes = width * static_cast<int64_t>(c10::elementSize(type));
-    for (int64_t i = 0; i < rows; ++i, from += step) {
-      float* line = to + i * padded;
-      const uintptr_t next = reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(ahead * step);
-      for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(reinterpret_cast<const void*>(next + byte));
-      if (type == at::kFloat) {
-        std::memcpy(line, from, sizeof(float) * width);
-      } else if (type == at::kBFloat16) {
-        widenBFloat16(reinterpret_cast<const uint16_t*>(from), width, line);
-      } else {
-        for (int64_t c = 0; c < width; ++c) line[c] = reinterpret_cast<const at::Half*>(from)[c];
+    if (type == at::kFloat) {
+      copyRows(reinterpret_cast<const float*>(from), tokenStep, rows, width, to, padded, ahead);
+    } else {
+      const int64_t step = rowBytes();
+      for (int64_t i = 0; i < rows; ++i, from += step) {
+        float* line = to + i * padded;
+        if (type == at::kBFloat16) {
+          widenBFloat16(reinterpret_cast<const uint16_t*>(from), width, line);
+        } else {
+          for (int64_t c = 0; c < width; ++c) line[c] = reinterpret_cast<const at::Half*>(from)[c];
+        }
       }
-      if (padded > width) std::memset(line + width, 0, sizeof(float) * (padded - width));
     }
+    if (padded > width)
+      for (int64_t i = 0; i < rows; ++i) std::memset(to + i * padded + width, 0, sizeof(float) * (padded - width));
     if (rows < kBlock) std::memset(to + rows * padded, 0, sizeof(float) * (kBlock - rows) * padded);
   }
 
   void store(int64_t head, int64_t token, int64_t rows, const float* from, int64_t padded) const {
     char* to = row(head, token);
+    if (type == at::kFloat) return copyRows(from, padded, rows, width, reinterpret_cast<float*>(to), tokenStep, 0);
     const int64_t step = rowBytes();
     for (int64_t i = 0; i < rows; ++i, to += step) {
       const float* line = from + i * padded;
-      if (type == at::kFloat) {
-        std::memcpy(to, line, sizeof(float) * width);
-      } else if (type == at::kBFloat16) {
+      if (type == at::kBFloat16) {
         for (int64_t c = 0; c < width; ++c) reinterpret_cast<at::BFloat16*>(to)[c] = line[c];
       } else {
         for (int64_t c = 0; c < width; ++c) reinterpret_cast<at::Half*>(to)[c] = line[c];
       }
     }
+  }
+
+  /// Stores the 16 rows of `padded` columns that `make(to, leading dimension)` writes: in place where the tensor has such rows, else by
+  /// way of `tile`.
+  template <typename Make>
+  void write(int64_t head, int64_t token, int64_t rows, float* tile, int64_t padded, const Make& make) const {
+    if (type == at::kFloat && padded == width && rows == kBlock) return make(reinterpret_cast<float*>(row(head, token)), tokenStep);
+    make(tile, padded);
+    store(head, token, rows, tile, padded);
   }
 };
 

@@ -1,8 +1,9 @@
 // Gated linear attention (Yang et al. 2023, arXiv 2312.06635), with its special cases: plain linear attention
 // (no gate), retention (one constant gate a head), a scalar gate a token; and linear attention normalised by the sum of
-// its weights (Katharopoulos et al. 2020, arXiv 2006.16236), which is the same scan with a column of ones beside the values.
+// its weights (Katharopoulos et al. 2020, arXiv 2006.16236): the same scan with a column of ones beside the values, kept
+// apart from the products, as it would cost them a fifth beside 64 values.
 //
-// Forward is one pass over the sequence and backward two, 16 tokens at a time, all products on libtorch's block kernel.
+// Forward is one pass over the sequence and backward two, 16 tokens at a time, all products by ChunkScan's block product.
 // Arithmetic a token and head: forward 4 dk dv + 32 (dk + dv) flops, backward 10 dk dv + 96 dk + 64 dv. Backward keeps one
 // state every 256 tokens (dk dv / 256 floats a token: a quarter of one input at dk = dv = 64) and recomputes the rest; the
 // gate's gradient is the paper's closed form, a reverse running sum.
@@ -35,20 +36,30 @@ enum class Gate { none, head, token, channel };
 /// Tokens between two saved states.
 constexpr int64_t kSpacing = 256;
 
-MARTLET_VECTOR static void normaliseRows(
-    float* out, int64_t width, int64_t padded, int64_t rows, float eps, float* denominators) {
-  for (int64_t i = 0; i < rows; ++i) {
-    float* row = out + i * padded;
-    const float denominator = row[width] + eps;
-    const float inverse = 1.0f / denominator;
-    denominators[i] = denominator;
-    for (int64_t c = 0; c < width; ++c) row[c] *= inverse;
+/// denominators[i] = rows[i] · sums + eps over `count` columns (a multiple of 16).
+MARTLET_VECTOR static void rowSums(
+    const float* rows, int64_t ld, const float* sums, int64_t count, float eps, float* denominators) {
+  MARTLET_FAST_SUMS
+  for (int i = 0; i < kBlock; ++i) {
+    float sum = 0;
+    MARTLET_SIMD
+    for (int64_t c = 0; c < count; ++c) sum += rows[i * ld + c] * sums[c];
+    denominators[i] = sum + eps;
   }
 }
 
-/// Gradient of the numerator (columns 0..<width) and of the denominator (column `width`) from that of their quotient.
+MARTLET_VECTOR static void divideRows(
+    const float* from, int64_t padded, int64_t rows, const float* denominators, float* to, int64_t ld) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const float inverse = 1.0f / denominators[i];
+    for (int64_t c = 0; c < padded; c += 16) lanes(to + i * ld + c) = lanes(from + i * padded + c) * inverse;
+  }
+}
+
+/// Gradients of the numerators, in place, and of the denominators (16 of them) from those of their quotients.
 MARTLET_VECTOR static void quotientGradient(
-    float* gradient, const float* quotient, int64_t width, int64_t padded, int64_t rows, const float* denominators) {
+    float* gradient, const float* quotient, int64_t width, int64_t padded, int64_t rows, const float* denominators,
+    float* denominatorGradients) {
   MARTLET_FAST_SUMS
   for (int64_t i = 0; i < rows; ++i) {
     float* row = gradient + i * padded;
@@ -59,7 +70,25 @@ MARTLET_VECTOR static void quotientGradient(
       row[c] *= inverse;
       sum += row[c] * quotient[i * padded + c];
     }
-    row[width] = -sum;
+    denominatorGradients[i] = -sum;
+  }
+  for (int64_t i = rows; i < kBlock; ++i) denominatorGradients[i] = 0;
+}
+
+/// tile[r, i] += factor[r] * row[i], `tile` of rows of 16.
+MARTLET_VECTOR static void addOuter(const float* factor, int64_t rows, const float* row, float* tile) {
+  const Lanes given = lanes(row);
+  for (int64_t r = 0; r < rows; ++r) lanes(tile + r * kBlock) += factor[r] * given;
+}
+
+/// sums[r] += columns[r, :] · row, `columns` of rows of 16.
+MARTLET_VECTOR static void addWeightedSums(const float* columns, int64_t rows, const float* row, float* sums) {
+  MARTLET_FAST_SUMS
+  for (int64_t r = 0; r < rows; ++r) {
+    float sum = 0;
+    MARTLET_SIMD
+    for (int i = 0; i < kBlock; ++i) sum += columns[r * kBlock + i] * row[i];
+    sums[r] += sum;
   }
 }
 
@@ -99,9 +128,9 @@ MARTLET_VECTOR static void decayAndAdd(
     for (int64_t c = 0; c < width; ++c) to[r * width + c] = decay[r] * base[r * width + c] + from[r * width + c];
 }
 
-/// What is scanned. `dv` counts the values' columns, `columns` those of the state (one more with a denominator).
+/// What is scanned. `dv` counts the values' columns, `columns` those of a state in memory (one more with a denominator, the sums of keys).
 struct Problem {
-  int64_t batch, heads, length, dk, dv, columns, paddedKey, paddedColumns;
+  int64_t batch, heads, length, dk, dv, columns, paddedKey, paddedValue;
   Rows query, key, value, gate;
   Gate mode = Gate::none;
   const float* headGate = nullptr;  // [H], natural logarithms
@@ -113,7 +142,7 @@ struct Problem {
 
   Problem(const Tensor& q, const Tensor& k, const Tensor& v, bool normalised, const Tensor& offsets = {})
       : batch(q.size(0)), heads(q.size(1)), length(q.size(2)), dk(q.size(3)), dv(v.size(3)), columns(dv + normalised),
-        paddedKey(roundedUp(dk)), paddedColumns(roundedUp(columns)), query(q), key(k), value(v), normalised(normalised),
+        paddedKey(roundedUp(dk)), paddedValue(roundedUp(dv)), query(q), key(k), value(v), normalised(normalised),
         sequences(batch, heads, length, offsets.defined() ? offsets.const_data_ptr<int64_t>() : nullptr,
                   offsets.defined() ? offsets.size(0) - 1 : 0, kSpacing) {}
 
@@ -136,11 +165,14 @@ class Scan {
 
  public:
   float *state, *stateGradient;  // [dk + 16, dv], the last 16 rows the block's values (output gradients)
+  /// With denominators, a further column of the two: sums of keys and then 16 ones, and the gradients of both.
+  float *keySums, *keySumGradients;
+  float denominators[kBlock];
   double headGateGradient = 0;
 
   explicit Scan(const Problem& p)
-      : p_(p), dk_(p.paddedKey), dv_(p.paddedColumns), weights_(dk_ + kBlock),
-        arena_(slotCount(p) * slotFloats() + 16 * (7 * dk_ + 2 * weights_ + 4 * dv_ + 2 * weights_) + 2 * weights_ * dv_ + 4 * dk_ + kSpacing * dk_ +
+      : p_(p), dk_(p.paddedKey), dv_(p.paddedValue), weights_(dk_ + kBlock),
+        arena_(slotCount(p) * slotFloats() + 16 * (7 * dk_ + 2 * weights_ + 4 * dv_ + 2 * weights_) + 2 * weights_ * (dv_ + 1) + 4 * dk_ + kSpacing * dk_ +
                (oneGate(p) ? kSpacing / kBlock * dk_ * dv_ : 0) + 4096) {
     const auto tile = [&](int64_t width) { return arena_.take(kBlock * width); };
     q_ = tile(dk_), k_ = tile(dk_), slots_ = arena_.take(slotCount(p) * slotFloats());
@@ -148,6 +180,8 @@ class Scan {
     qw_ = tile(weights_), kw_ = tile(weights_), products_ = tile(weights_);
     valueColumns_ = tile(dv_), out_ = tile(dv_), tile_ = tile(dv_);
     state = arena_.take(weights_ * dv_), stateGradient = arena_.take(weights_ * dv_);
+    keySums = arena_.take(weights_), keySumGradients = arena_.take(weights_);
+    for (int64_t i = 0; i < weights_; ++i) keySums[i] = i < dk_ ? 0 : 1;
     work_ = arena_.take(dk_), carry_ = arena_.take(dk_);
     chunkQueryGradient_ = arena_.take(kSpacing * dk_);
     blockStates_ = arena_.take(oneGate(p) ? kSpacing / kBlock * dk_ * dv_ : 0);
@@ -158,14 +192,25 @@ class Scan {
   int64_t stateFloats() const { return weights_ * dv_; }
 
   /// [dk, columns] contiguous floats, or nothing for zeros, into a padded state.
-  void loadState(const float* from, float* to) const {
+  void loadState(const float* from, float* to) {
     std::memset(to, 0, sizeof(float) * dk_ * dv_);
+    float* sums = sumsBeside(to);
+    std::memset(sums, 0, sizeof(float) * dk_);
     if (!from) return;
-    for (int64_t r = 0; r < p_.dk; ++r) std::memcpy(to + r * dv_, from + r * p_.columns, sizeof(float) * p_.columns);
+    for (int64_t r = 0; r < p_.dk; ++r) {
+      std::memcpy(to + r * dv_, from + r * p_.columns, sizeof(float) * p_.dv);
+      if (p_.normalised) sums[r] = from[r * p_.columns + p_.dv];
+    }
   }
   void storeState(const float* from, float* to) const {
-    for (int64_t r = 0; r < p_.dk; ++r) std::memcpy(to + r * p_.columns, from + r * dv_, sizeof(float) * p_.columns);
+    const float* sums = sumsBeside(from);
+    for (int64_t r = 0; r < p_.dk; ++r) {
+      std::memcpy(to + r * p_.columns, from + r * dv_, sizeof(float) * p_.dv);
+      if (p_.normalised) to[r * p_.columns + p_.dv] = sums[r];
+    }
   }
+  /// Where gradients of the block's denominators are expected beside those of its outputs.
+  float* denominatorGradients() const { return keySumGradients + dk_; }
 
   /// Sums of k_tᵀ v_t over tokens begin..<end onto `state`, decayed; `decay` [dk] takes the product of the gates.
   void accumulate(int64_t head, int64_t begin, int64_t end, float* decay) {
@@ -191,7 +236,7 @@ class Scan {
       loadGradient(t, rows, gradientsOfState());
       transposeToColumns(qw_, weights_, dk_, keyColumns_);
       if (p_.gated()) scaleRows(stateGradient, dk_, dv_, total_);
-      product(dk_, dv_, kBlock, keyColumns_, kBlock, gradientsOfState(), dv_, stateGradient, dv_, true);
+      updateGradient();
       if (p_.gated()) multiplyInto(decay, total_, p_.dk);
     }
   }
@@ -214,6 +259,7 @@ class Scan {
         decayingWeights(q_, k_, gate_, dk_, p_.scale, qw_ + dk_, weights_, 1, work_);
       }
       product(kBlock, dv_, weights_, qw_, weights_, state, dv_, out_, dv_, false);
+      if (p_.normalised) rowSums(qw_, weights_, keySums, weights_, p_.eps, denominators);
       emit(t, rows, out_);
       update();
     }
@@ -243,13 +289,14 @@ class Scan {
       transposeToColumns(kw_, weights_, dk_, keyColumns_);
       float* weightGradient = products_ + dk_ * kBlock;  // [j, i]
       product(weights_, kBlock, dv_, state, dv_, valueColumns_, kBlock, products_, kBlock, false);
+      if (p_.normalised) addOuter(keySums, weights_, denominatorGradients(), products_);
       keepTriangle(weightGradient, kBlock, false);
       takeDiagonal(weightGradient, p_.scale, diagonal_);
       if (ordinary_) product(dk_, kBlock, kBlock, keyColumns_, kBlock, weightGradient, kBlock, products_, kBlock, true);
       transposeToRows(products_, dk_, qFactor_, dq, dk_);
       if (!ordinary_) decayingQueryGradient(weightGradient, 1, kBlock, k_, gate_, dk_, p_.scale, dq, work_);
-      addDiagonal(dq, diagonal_, k_, dk_, rowGradient_);
-      queryGradient.store(head, t, rows, rowGradient_, dk_);
+      queryGradient.write(
+          head, t, rows, rowGradient_, dk_, [&](float* to, int64_t ld) { addDiagonal(dq, diagonal_, k_, dk_, to, ld); });
       update();
       if (anchorBlocks) std::memcpy(blockStates_ + block * dk_ * dv_, state, sizeof(float) * dk_ * dv_);
     }
@@ -277,6 +324,7 @@ class Scan {
       if (p_.gated() && ordinary_) scaleRows(stateGradient, dk_, dv_, total_);
       float* weightGradient = products_ + dk_ * kBlock;  // [i, j]
       product(weights_, kBlock, dv_, stateGradient, dv_, valueColumns_, kBlock, products_, kBlock, false);
+      if (p_.normalised) addOuter(keySumGradients, weights_, keySums + dk_, products_);
       keepTriangle(weightGradient, kBlock, true);
       takeDiagonal(weightGradient, p_.scale, diagonal_);
       if (ordinary_) {
@@ -286,17 +334,19 @@ class Scan {
       } else {
         decayingWeights(q_, k_, gate_, dk_, p_.scale, kw_ + dk_, 1, weights_, work_);
       }
-      product(kBlock, dv_, weights_, kw_, weights_, stateGradient, dv_, out_, dv_, false);
-      maskRows(head, t, rows, out_, dv_);
-      valueGradient.store(head, t, rows, out_, dv_);
+      valueGradient.write(head, t, rows, out_, dv_, [&](float* to, int64_t ld) {
+        product(kBlock, dv_, weights_, kw_, weights_, stateGradient, dv_, to, ld, false);
+        maskRows(head, t, rows, to, ld, dv_);
+      });
       transposeToRows(products_, dk_, kFactor_, keyGradient_, dk_);
       if (!ordinary_) decayingKeyGradient(weightGradient, kBlock, 1, q_, gate_, dk_, p_.scale, keyGradient_, work_);
-      addDiagonal(keyGradient_, diagonal_, q_, dk_, rowGradient_);
-      maskRows(head, t, rows, rowGradient_, dk_);
-      keyGradient.store(head, t, rows, rowGradient_, dk_);
+      keyGradient.write(head, t, rows, rowGradient_, dk_, [&](float* to, int64_t ld) {
+        addDiagonal(keyGradient_, diagonal_, q_, dk_, to, ld);
+        maskRows(head, t, rows, to, ld, dk_);
+      });
       if (gateGradients) storeGateGradient(head, t, rows, chunkQueryGradient_ + (t - begin) * dk_, *gateGradients);
       if (p_.gated() && !ordinary_) scaleRows(stateGradient, dk_, dv_, total_);
-      product(dk_, dv_, kBlock, keyColumns_, kBlock, gradientsOfState(), dv_, stateGradient, dv_, true);
+      updateGradient();
     }
   }
 
@@ -308,6 +358,7 @@ class Scan {
       loadGate(head, t, rows);
       loadQuery(head, t, rows);
       product(kBlock, dv_, dk_, qw_, weights_, state, dv_, out_, dv_, false);
+      if (p_.normalised) rowSums(qw_, weights_, keySums, dk_, p_.eps, denominators);
       emit(t, rows, out_);
     }
   }
@@ -324,16 +375,18 @@ class Scan {
       loadGradient(t, rows, tile_);
       transposeToColumns(tile_, dv_, dv_, valueColumns_);
       product(dk_, kBlock, dv_, state, dv_, valueColumns_, kBlock, products_, kBlock, false);
+      if (p_.normalised) addOuter(keySums, dk_, denominatorGradients(), products_);
       transposeToRows(products_, dk_, qFactor_, rowGradient_, dk_);
       queryGradient.store(head, t, rows, rowGradient_, dk_);
       loadValue(head, t, rows, tile_);
       transposeToColumns(tile_, dv_, dv_, valueColumns_);
       product(dk_, kBlock, dv_, stateGradient, dv_, valueColumns_, kBlock, products_, kBlock, false);
+      if (p_.normalised) addOuter(keySumGradients, dk_, keySums + dk_, products_);
       transposeToRows(products_, dk_, kFactor_, keyGradient_, dk_);
-      maskRows(head, t, rows, keyGradient_, dk_);
+      maskRows(head, t, rows, keyGradient_, dk_, dk_);
       keyGradient.store(head, t, rows, keyGradient_, dk_);
       product(kBlock, dv_, dk_, kw_, weights_, stateGradient, dv_, out_, dv_, false);
-      maskRows(head, t, rows, out_, dv_);
+      maskRows(head, t, rows, out_, dv_, dv_);
       valueGradient.store(head, t, rows, out_, dv_);
     }
   }
@@ -349,6 +402,7 @@ class Scan {
     qFactor_ = gate_ + kBlock * dk_, kFactor_ = qFactor_ + kBlock * dk_, total_ = kFactor_ + kBlock * dk_;
   }
 
+  float* sumsBeside(const float* states) const { return states == state ? keySums : keySumGradients; }
   float* valuesOfState() const { return state + dk_ * dv_; }
   float* gradientsOfState() const { return stateGradient + dk_ * dv_; }
 
@@ -376,28 +430,32 @@ class Scan {
 
   void loadKey(int64_t head, int64_t t, int64_t rows, int64_t ahead = kBlock) {
     p_.key.load(head, t, rows, k_, dk_, ahead);
-    maskRows(head, t, rows, k_, dk_);
+    maskRows(head, t, rows, k_, dk_, dk_);
     weighRows(k_, kFactor_, dk_, kw_, weights_);
   }
 
   void loadValue(int64_t head, int64_t t, int64_t rows, float* to, int64_t ahead = kBlock) const {
     p_.value.load(head, t, rows, to, dv_, ahead);
-    if (p_.normalised)
-      for (int64_t i = 0; i < rows; ++i) to[i * dv_ + p_.dv] = 1;
   }
 
-  void maskRows(int64_t head, int64_t t, int64_t rows, float* tile, int64_t width) const {
+  void maskRows(int64_t head, int64_t t, int64_t rows, float* tile, int64_t ld, int64_t width) const {
     if (!p_.keep) return;
     const bool* keep = p_.keep + head / p_.heads * p_.length + t;
     for (int64_t i = 0; i < rows; ++i)
-      if (!keep[i]) std::memset(tile + i * width, 0, sizeof(float) * width);
+      if (!keep[i]) std::memset(tile + i * ld, 0, sizeof(float) * width);
   }
 
   /// The block's keys and values into the state; the keys' columns are in place.
   void update() {
     if (p_.gated() && !ordinary_) scaleRows(state, dk_, dv_, total_);
     product(dk_, dv_, kBlock, keyColumns_, kBlock, valuesOfState(), dv_, state, dv_, true);
+    if (p_.normalised) addWeightedSums(keyColumns_, dk_, keySums + dk_, keySums);
     if (p_.gated() && ordinary_) scaleRows(state, dk_, dv_, total_);
+  }
+  /// The block's queries, whose columns are in place, and output gradients into the state's gradient.
+  void updateGradient() {
+    product(dk_, dv_, kBlock, keyColumns_, kBlock, gradientsOfState(), dv_, stateGradient, dv_, true);
+    if (p_.normalised) addWeightedSums(keyColumns_, dk_, denominatorGradients(), keySumGradients);
   }
   void advance() {
     transposeToColumns(kw_, weights_, dk_, keyColumns_);
@@ -549,7 +607,7 @@ std::tuple<Tensor, Tensor, Tensor> gatedForward(const GatedInputs& in, double sc
           if (save && done % kSpacing == 0)
             scan.storeState(scan.state, saved.data_ptr<float>() + (task.saved + done / kSpacing) * p.stateSize());
         },
-        [&](int64_t t, int64_t rows, float* tile) { outRows.store(task.row, t, rows, tile, p.paddedColumns); });
+        [&](int64_t t, int64_t rows, float* tile) { outRows.store(task.row, t, rows, tile, p.paddedValue); });
     if (segment == segments.count - 1) scan.storeState(scan.state, last.data_ptr<float>() + task.state * p.stateSize());
   });
   return {out, last, saved};
@@ -584,7 +642,7 @@ GatedGradients gatedBackward(
   ScanWorkers workers(p);
   Tensor entering;
   const auto loader = [&](int64_t head) {
-    return [&, head](int64_t t, int64_t rows, float* to) { outRows.load(head, t, rows, to, p.paddedColumns); };
+    return [&, head](int64_t t, int64_t rows, float* to) { outRows.load(head, t, rows, to, p.paddedValue); };
   };
   if (segments.count > 1) {
     entering = enteringStates(
@@ -717,8 +775,9 @@ std::tuple<Tensor, Tensor, Tensor> normalisedForward(const NormalisedInputs& in,
     const int64_t head = task / segments.count, segment = task % segments.count;
     Scan& scan = workers[worker];
     const auto emit = [&](int64_t t, int64_t rows, float* tile) {
-      normaliseRows(tile, p.dv, p.paddedColumns, rows, p.eps, bottom + head * p.length + t);
-      outRows.store(head, t, rows, tile, p.paddedColumns);
+      std::memcpy(bottom + head * p.length + t, scan.denominators, sizeof(float) * rows);
+      outRows.write(
+          head, t, rows, tile, p.paddedValue, [&](float* to, int64_t ld) { divideRows(tile, p.paddedValue, rows, scan.denominators, to, ld); });
     };
     const int64_t begin = segments.begin(segment), end = segments.end(segment, p.length);
     if (!causal) {
@@ -773,12 +832,12 @@ class NormalisedFunction : public torch::autograd::Function<NormalisedFunction> 
     const float* bottom = floats(denominators);
     const Segments segments(p.count(), p.length);
     ScanWorkers workers(p);
-    std::vector<std::vector<float>> tiles(workerCount(), std::vector<float>(kBlock * p.paddedColumns));
-    const auto loader = [&](int64_t head, float* quotients) {
+    std::vector<std::vector<float>> tiles(workerCount(), std::vector<float>(kBlock * p.paddedValue));
+    const auto loader = [&](const Scan& scan, int64_t head, float* quotients) {
       return [&, head, quotients](int64_t t, int64_t rows, float* to) {
-        dout.load(head, t, rows, to, p.paddedColumns);
-        quotient.load(head, t, rows, quotients, p.paddedColumns);
-        quotientGradient(to, quotients, p.dv, p.paddedColumns, rows, bottom + head * p.length + t);
+        dout.load(head, t, rows, to, p.paddedValue);
+        quotient.load(head, t, rows, quotients, p.paddedValue);
+        quotientGradient(to, quotients, p.dv, p.paddedValue, rows, bottom + head * p.length + t, scan.denominatorGradients());
       };
     };
     // The scans hand out no worker number: each segment's pass brings its own tile.
@@ -786,8 +845,8 @@ class NormalisedFunction : public torch::autograd::Function<NormalisedFunction> 
     if (!causal || segments.count > 1) {
       entering = enteringStates(
           p, segments, nullptr, true, !causal, workers, [&](Scan& scan, int64_t head, int64_t begin, int64_t end, float* decay) {
-            std::vector<float> quotients(kBlock * p.paddedColumns);
-            scan.accumulateGradient(head, begin, end, loader(head, quotients.data()), decay);
+            std::vector<float> quotients(kBlock * p.paddedValue);
+            scan.accumulateGradient(head, begin, end, loader(scan, head, quotients.data()), decay);
           });
     }
     const int64_t entries = saved.size(1);
@@ -795,7 +854,7 @@ class NormalisedFunction : public torch::autograd::Function<NormalisedFunction> 
       FlushDenormals flush;
       const int64_t head = task / segments.count, segment = task % segments.count;
       Scan& scan = workers[worker];
-      const auto load = loader(head, tiles[worker].data());
+      const auto load = loader(scan, head, tiles[worker].data());
       const int64_t begin = segments.begin(segment), end = segments.end(segment, p.length);
       if (!causal) {
         scan.loadState(floats(saved) + head * p.stateSize(), scan.state);

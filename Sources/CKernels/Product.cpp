@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <new>
 
+#include "Transpose.h"
 #include "Vector.h"
 
 namespace martlet {
@@ -22,40 +23,15 @@ struct Scratch {
   }
 };
 
-typedef float Lane __attribute__((vector_size(64), aligned(4)));
-
-template <int Distance>
-MARTLET_INLINE void exchange(Lane* row) {
-  // Swaps, between rows i and i + Distance, the off-diagonal blocks of that size: one stage of a butterfly transpose.
-#define MARTLET_LOW(i) ((i) & Distance ? 16 + ((i) ^ Distance) : (i))
-#define MARTLET_HIGH(i) ((i) & Distance ? 16 + (i) : ((i) | Distance))
-#define MARTLET_ALL(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)
-#pragma clang loop unroll(full)
-  for (int i = 0; i < 16; ++i) {
-    if (i & Distance) continue;
-    const Lane a = row[i], b = row[i + Distance];
-    row[i] = __builtin_shufflevector(a, b, MARTLET_ALL(MARTLET_LOW));
-    row[i + Distance] = __builtin_shufflevector(a, b, MARTLET_ALL(MARTLET_HIGH));
-  }
-#undef MARTLET_LOW
-#undef MARTLET_HIGH
-#undef MARTLET_ALL
-}
-
 MARTLET_VECTOR void transposeSquares(const float* source, int64_t sourceStride, int64_t rows, int64_t columns,
                                      float* destination, int64_t destinationStride) {
-  const int64_t wholeRows = rows / 16 * 16, wholeColumns = columns / 16 * 16;
-  for (int64_t r = 0; r < wholeRows; r += 16)
-    for (int64_t c = 0; c < wholeColumns; c += 16) {
-      Lane row[16];
+  const int64_t wholeRows = rows / 8 * 8, wholeColumns = columns / 8 * 8;
+  for (int64_t r = 0; r < wholeRows; r += 8)
+    for (int64_t c = 0; c < wholeColumns; c += 8) {
+      Octet column[8];
+      transposeTile(source + r * sourceStride + c, sourceStride, column);
 #pragma clang loop unroll(full)
-      for (int i = 0; i < 16; ++i) row[i] = *reinterpret_cast<const Lane*>(source + (r + i) * sourceStride + c);
-      exchange<8>(row);
-      exchange<4>(row);
-      exchange<2>(row);
-      exchange<1>(row);
-#pragma clang loop unroll(full)
-      for (int i = 0; i < 16; ++i) *reinterpret_cast<Lane*>(destination + (c + i) * destinationStride + r) = row[i];
+      for (int i = 0; i < 8; ++i) octet(destination + (c + i) * destinationStride + r) = column[i];
     }
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = r < wholeRows ? wholeColumns : 0; c < columns; ++c)

@@ -20,6 +20,7 @@
 
 #include "ChunkScan.h"
 #include "Lanes.h"
+#include "Product.h"
 
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -205,7 +206,14 @@ struct Tokens {
   Tokens() = default;
   explicit Tokens(const Tensor& x) : base(x.const_data_ptr<float>()), sequence(x.stride(0)), token(x.stride(1)) {}
   const float* at(int64_t b, int64_t t) const { return base + b * sequence + t * token; }
+  /// From a head's part of a tile's rows to the part that is read next: the next head's, then the first one's of the next tile.
+  int64_t next(int64_t head, int64_t heads, int64_t width) const { return head + 1 < heads ? width : kTile * token - head * width; }
 };
+
+/// Heads inside tokens are short rows a long way apart, which the hardware's own prefetch doesn't follow.
+void ask(const float* row, int64_t count) {
+  for (int64_t c = 0; c < count; c += 16) __builtin_prefetch(row + c);
+}
 
 /// The inputs with everything a pass asks for. Channels of keys: d, padded to 16: dk; of values dv.
 struct Problem {
@@ -338,19 +346,6 @@ struct Tiles {
   }
 };
 
-/// [64, width] → [width, 64], width a multiple of 16.
-MARTLET_VECTOR static void transposeTile(const float* from, int64_t width, float* to) {
-  for (int64_t c = 0; c < width; c += 16)
-    for (int64_t i = 0; i < kTile; i += 16) {
-      lanes::Floats square[16];
-#pragma clang loop unroll(full)
-      for (int r = 0; r < 16; ++r) lanes::load(square[r], from + (i + r) * width + c);
-      lanes::transpose(square);
-#pragma clang loop unroll(full)
-      for (int r = 0; r < 16; ++r) lanes::store(to + (c + r) * kTile + i, square[r]);
-    }
-}
-
 struct Saved {
   Tensor out, alpha, denominators, memory, sums, meanQuery;
 };
@@ -423,6 +418,7 @@ Saved forward(const Problem& p) {
     for (int64_t t = begin; t < end; t += kTile) {
       const int64_t rows = std::min(kTile, end - t);
       for (int64_t h = 0; h < heads; ++h) {
+        const int64_t nextKey = p.keys.next(h, heads, p.d), nextValue = p.values.next(h, heads, p.vd);
         for (int64_t i = 0; i < kTile; ++i) {
           float* row = tiles.plain + i * p.dk;
           float* values = tiles.values + i * p.dv;
@@ -431,6 +427,7 @@ Saved forward(const Problem& p) {
             std::memset(values, 0, sizeof(float) * p.dv);
             continue;
           }
+          ask(p.k(b, t + i, h) + nextKey, p.d), ask(p.v(b, t + i, h) + nextValue, p.vd);
           loadFeatures(
               p.k(b, t + i, h), p.position(t + i, h), alpha ? alpha[(b * heads + h) * p.length + t + i] : 1.0f, p.d, p.isRelu, p.rotated, p.dk,
               row);
@@ -439,7 +436,7 @@ Saved forward(const Problem& p) {
           std::memcpy(values, p.v(b, t + i, h), sizeof(float) * p.vd);
           for (int64_t c = p.vd; c < p.dv; ++c) values[c] = 0;
         }
-        transposeTile(tiles.plain, p.dk, tiles.columns);
+        transposeBlock(tiles.plain, p.dk, kTile, p.dk, tiles.columns, kTile);
         product(p.dk, p.dv, kTile, tiles.columns, kTile, tiles.values, p.dv, sums + h * p.dk * p.dv, p.dv, true);
       }
     }
@@ -457,13 +454,14 @@ Saved forward(const Problem& p) {
     for (int64_t t = begin; t < end; t += kTile) {
       const int64_t rows = std::min(kTile, end - t);
       for (int64_t h = 0; h < heads; ++h) {
-        const int64_t head = b * heads + h;
+        const int64_t head = b * heads + h, nextQuery = p.queries.next(h, heads, p.d);
         for (int64_t i = 0; i < kTile; ++i) {
           float* row = tiles.plain + i * p.dk;
           if (i >= rows) {
             std::memset(row, 0, sizeof(float) * p.dk);
             continue;
           }
+          ask(p.q(b, t + i, h) + nextQuery, p.d);
           loadFeatures(p.q(b, t + i, h), nullptr, 1, p.d, p.isRelu, p.rotated, p.dk, row);
           const float denominator = dot(row, sums + head * p.dk, p.dk) + p.epsilon(b);
           denominators[head * p.length + t + i] = denominator;
@@ -490,7 +488,7 @@ Gradients backward(const Problem& p, const Saved& s, const Tensor& upstream) {
               at::empty({p.batch, p.length, heads * p.vd}, at::kFloat)};
   if (p.batch * p.length == 0) return g;
   const Tensor given = ready(upstream);
-  const Tokens upstreams(given);
+  const Tokens upstreams(given), outs(s.out);
   const float *out = floats(s.out), *denominators = floats(s.denominators), *memory = floats(s.memory), *sums = floats(s.sums);
   const float *alpha = floats(s.alpha), *meanQuery = floats(s.meanQuery);
   float *dq = g.query.mutable_data_ptr<float>(), *dk = g.key.mutable_data_ptr<float>(), *dv = g.value.mutable_data_ptr<float>();
@@ -516,6 +514,8 @@ Gradients backward(const Problem& p, const Saved& s, const Tensor& upstream) {
       const int64_t rows = std::min(kTile, end - t);
       for (int64_t h = 0; h < heads; ++h) {
         const int64_t head = b * heads + h;
+        const int64_t nextQuery = p.queries.next(h, heads, p.d), nextUpstream = upstreams.next(h, heads, p.vd);
+        const int64_t nextOut = outs.next(h, heads, p.vd);
         for (int64_t i = 0; i < kTile; ++i) {
           float *plain = tiles.plain + i * p.dk, *turned = tiles.turned + i * p.dk, *top = tiles.values + i * p.dv;
           if (i >= rows) {
@@ -523,6 +523,8 @@ Gradients backward(const Problem& p, const Saved& s, const Tensor& upstream) {
             std::memset(top, 0, sizeof(float) * p.dv);
             continue;
           }
+          ask(p.q(b, t + i, h) + nextQuery, p.d), ask(upstreams.at(b, t + i) + h * p.vd + nextUpstream, p.vd);
+          ask(out + valuePlace(b, t + i, h) + nextOut, p.vd);
           loadFeatures(p.q(b, t + i, h), nullptr, 1, p.d, p.isRelu, p.rotated, p.dk, plain);
           if (p.rotated) {
             p.rotate(plain, t + i, 1, turned);
@@ -537,7 +539,7 @@ Gradients backward(const Problem& p, const Saved& s, const Tensor& upstream) {
           bottom[i] = -dot(top, out + valuePlace(b, t + i, h), p.vd);
           addScaled(plain, bottom[i], p.dk, totals + states + h * p.dk);
         }
-        transposeTile(tiles.turned, p.dk, tiles.columns);
+        transposeBlock(tiles.turned, p.dk, kTile, p.dk, tiles.columns, kTile);
         product(p.dk, p.dv, kTile, tiles.columns, kTile, tiles.values, p.dv, totals + h * p.dk * p.dv, p.dv, true);
         product(kTile, p.dk, p.dv, tiles.values, p.dv, memoryColumns.data() + head * p.dk * p.dv, p.dk, tiles.other, p.dk, false);
         for (int64_t i = 0; i < rows; ++i) {
@@ -575,6 +577,7 @@ Gradients backward(const Problem& p, const Saved& s, const Tensor& upstream) {
       const int64_t rows = std::min(kTile, end - t);
       for (int64_t h = 0; h < heads; ++h) {
         const int64_t head = b * heads + h;
+        const int64_t nextKey = p.keys.next(h, heads, p.d), nextValue = p.values.next(h, heads, p.vd);
         for (int64_t i = 0; i < kTile; ++i) {
           float *plain = tiles.plain + i * p.dk, *turned = tiles.turned + i * p.dk, *values = tiles.values + i * p.dv;
           if (i >= rows || !p.isReal(b, t + i)) {
@@ -582,6 +585,7 @@ Gradients backward(const Problem& p, const Saved& s, const Tensor& upstream) {
             std::memset(values, 0, sizeof(float) * p.dv);
             continue;
           }
+          ask(p.k(b, t + i, h) + nextKey, p.d), ask(p.v(b, t + i, h) + nextValue, p.vd);
           loadFeatures(p.k(b, t + i, h), p.position(t + i, h), 1, p.d, p.isRelu, p.rotated, p.dk, plain);
           const float weight = alpha ? alpha[head * p.length + t + i] : 1.0f;
           scaleInto(plain, weight, p.dk, turned);

@@ -41,8 +41,11 @@ struct BenchCommand: ParsableCommand {
     if threads > 0 { Engine.threads = threads }
     let selected = BenchmarkCase.selected(cases, heavy: heavy || list)
     guard !selected.isEmpty else {
+      let asked = cases.map { "“\($0)”" }.joined(separator: " or ")
       throw ValidationError(
-        "no case's name contains \(cases.map { "“\($0)”" }.joined(separator: " or ")); `martlet bench --list` lists them")
+        BenchmarkCase.selected(cases, heavy: true).isEmpty
+          ? "no case's name contains \(asked); `martlet bench --list` lists them"
+          : "all cases whose names contain \(asked) are heavy; add --heavy to measure them")
     }
     if list {
       for benchmark in selected { print(benchmark.name + (benchmark.isHeavy ? "  (heavy)" : "")) }
