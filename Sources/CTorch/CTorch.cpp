@@ -14,8 +14,12 @@
 #include <torch/csrc/autograd/variable.h>
 #include <torch/version.h>
 
+#include <algorithm>
 #include <atomic>
+#include <bit>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -197,23 +201,103 @@ struct CallbackNode final : torch::autograd::Node {
   }
 };
 
-/// CPU memory with its size in a header, so that live and peak tensor bytes are known.
 std::atomic<int64_t> currentBytes{0};
 std::atomic<int64_t> peakBytes{0};
 
+/// Freed blocks of a MiB and more, kept for the next tensors of their size. glibc gives such blocks back to the system, at once
+/// beyond 32 MiB, and the next tensor pays for its pages again: a page fault every 4 KiB, 1-4 us each on virtual machines, more
+/// than most operators spend on the numbers in the page (a layer of S4 at 16k tokens spent half of its time so). Blocks in use and
+/// kept ones are together never more than the most that has been in use at once, so keeping them does not raise the process's peak.
+class LargeBlocks {
+  struct Kept {
+    char* block;
+    uint64_t since;
+  };
+  std::mutex lock_;
+  std::multimap<size_t, Kept> kept_;
+  size_t keptBytes_ = 0, usedBytes_ = 0, mostUsed_ = 0;
+  uint64_t time_ = 0;
+
+  void release(std::multimap<size_t, Kept>::iterator at) {
+    keptBytes_ -= at->first;
+    c10::free_cpu(at->second.block);
+    kept_.erase(at);
+  }
+
+ public:
+  static constexpr size_t smallest = size_t{1} << 20;
+
+  static LargeBlocks& shared() {
+    static auto* blocks = new LargeBlocks();  // outlives the tensors of static variables
+    return *blocks;
+  }
+
+  /// A block of `bytes` or somewhat more; `capacity` takes its size.
+  char* take(size_t bytes, size_t& capacity) {
+    // Eight sizes between two powers of two: lengths that vary a little share blocks.
+    const size_t step = std::bit_floor(bytes) / 8;
+    capacity = (bytes + step - 1) / step * step;
+    const std::lock_guard<std::mutex> hold(lock_);
+    const auto found = kept_.lower_bound(capacity);
+    const bool fits = found != kept_.end() && found->first <= capacity + capacity / 4;
+    if (fits) capacity = found->first;
+    usedBytes_ += capacity;
+    if (fits) {
+      char* block = found->second.block;
+      keptBytes_ -= capacity;
+      kept_.erase(found);
+      return block;
+    }
+    mostUsed_ = std::max(mostUsed_, usedBytes_);
+    while (keptBytes_ + usedBytes_ > mostUsed_)
+      release(std::min_element(kept_.begin(), kept_.end(), [](const auto& a, const auto& b) { return a.second.since < b.second.since; }));
+    try {
+      return static_cast<char*>(c10::alloc_cpu(capacity));
+    } catch (...) {
+      usedBytes_ -= capacity;
+      throw;
+    }
+  }
+
+  size_t kept() {
+    const std::lock_guard<std::mutex> hold(lock_);
+    return keptBytes_;
+  }
+  void releaseAll() {
+    const std::lock_guard<std::mutex> hold(lock_);
+    while (!kept_.empty()) release(kept_.begin());
+  }
+
+  void give(char* block, size_t capacity) {
+    const std::lock_guard<std::mutex> hold(lock_);
+    usedBytes_ -= capacity;
+    keptBytes_ += capacity;
+    kept_.emplace(capacity, Kept{block, ++time_});
+  }
+};
+
+/// CPU memory with its size in a header, so that live and peak tensor bytes are known.
 struct CountingAllocator final : c10::Allocator {
+  struct Header {
+    int64_t bytes;
+    size_t capacity;  // of a large block, else 0
+  };
   static constexpr size_t header = 64;  // keeps libtorch's 64-byte alignment
 
   static void deallocate(void* pointer) {
     if (!pointer) return;
     auto* block = static_cast<char*>(pointer) - header;
-    currentBytes.fetch_sub(*reinterpret_cast<int64_t*>(block), std::memory_order_relaxed);
-    c10::free_cpu(block);
+    const Header of = *reinterpret_cast<Header*>(block);
+    currentBytes.fetch_sub(of.bytes, std::memory_order_relaxed);
+    if (of.capacity) LargeBlocks::shared().give(block, of.capacity);
+    else c10::free_cpu(block);
   }
   c10::DataPtr allocate(size_t bytes) override {
     if (bytes == 0) return {nullptr, nullptr, &deallocate, c10::Device(c10::DeviceType::CPU)};
-    auto* block = static_cast<char*>(c10::alloc_cpu(bytes + header));
-    *reinterpret_cast<int64_t*>(block) = static_cast<int64_t>(bytes);
+    size_t capacity = 0;
+    auto* block = bytes >= LargeBlocks::smallest ? LargeBlocks::shared().take(bytes + header, capacity)
+                                                 : static_cast<char*>(c10::alloc_cpu(bytes + header));
+    *reinterpret_cast<Header*>(block) = {static_cast<int64_t>(bytes), capacity};
     const int64_t now = currentBytes.fetch_add(static_cast<int64_t>(bytes), std::memory_order_relaxed) + static_cast<int64_t>(bytes);
     int64_t peak = peakBytes.load(std::memory_order_relaxed);
     while (now > peak && !peakBytes.compare_exchange_weak(peak, now, std::memory_order_relaxed)) {
@@ -452,6 +536,8 @@ void ctorch_count_memory(void) {
 }
 int64_t ctorch_memory_current(void) { return currentBytes.load(); }
 int64_t ctorch_memory_peak(void) { return peakBytes.load(); }
+int64_t ctorch_memory_kept(void) { return static_cast<int64_t>(LargeBlocks::shared().kept()); }
+void ctorch_memory_release(void) { LargeBlocks::shared().releaseAll(); }
 void ctorch_memory_reset_peak(void) { peakBytes.store(currentBytes.load()); }
 
 }  // extern "C"

@@ -28,6 +28,13 @@ public enum MemoryUsage {
   /// Most bytes of CPU tensors alive at once since the start or the last `resetPeak()`.
   public static var peakTensorBytes: Int { Int(ctorch_memory_peak()) }
 
+  /// Bytes of freed CPU tensors that are kept for the next ones, so that these find their memory's pages in place. Together with
+  /// the tensors alive they are never more than the most that was alive at once (up to an eighth more, as sizes are rounded up).
+  public static var keptBytes: Int { Int(ctorch_memory_kept()) }
+
+  /// Gives the kept bytes back to the system, e.g. between two models in a long-lived process.
+  public static func releaseKept() { ctorch_memory_release() }
+
   public static func resetPeak() {
     _ = Engine.started
     ctorch_memory_reset_peak()

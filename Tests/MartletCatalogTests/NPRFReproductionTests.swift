@@ -31,8 +31,8 @@ import Testing
     let plain = try names("nprf")
     #expect(try names("prf") == plain)
     #expect(try names("softmax") == plain)
-    #expect(try names("nprf+rpe").filter { plain[$0.key] == nil } == ["backbone.blocks.0.mixer.rpe.weight": [2, 64]])
-    #expect(try names("softmax+rpe").filter { plain[$0.key] == nil } == ["backbone.relative_bias.weight": [128, 2]])
+    #expect(try names("nprf+rpe").filter { plain[$0.key] == nil } == ["backbone.blocks.0.mixer.rpe.weight": [2, 127]])
+    #expect(try names("softmax+rpe").filter { plain[$0.key] == nil } == ["backbone.relative_bias.weight": [256, 2]])
     #expect(plain["backbone.blocks.0.mixer.query.weight"] == [32, 32])
   }
 

@@ -121,6 +121,9 @@ bool ctorch_device_available(int device_type);
 void ctorch_count_memory(void);
 int64_t ctorch_memory_current(void);
 int64_t ctorch_memory_peak(void);
+/// Bytes of freed blocks that are kept for the next tensors; and gives them back to the system.
+int64_t ctorch_memory_kept(void);
+void ctorch_memory_release(void);
 void ctorch_memory_reset_peak(void);
 
 #ifdef __cplusplus

@@ -172,8 +172,29 @@ private let product = Operator("martlet::linear")
 ///   - from: the state before the first position, [B, d]; `nil` for zeros.
 /// - Returns: [B, L, d]. A and B receive no gradients.
 public func legendreMemory(_ u: Tensor, A: Tensor, B: Tensor, from start: Tensor? = nil) -> Tensor {
-  let zeros = Tensor.zeros([u.dim(0), A.dim(0)], dtype: u.dtype, device: u.device)
-  return legendreMemory(u, blocks: LegendreBlocks.make(A, B, like: u), from: start ?? zeros)
+  LegendreMemory(A: A, B: B, like: u)(u, from: start)
+}
+
+/// ``legendreMemory(_:A:B:from:)`` of one Ā and B̄ for many signals: the powers of Ā are made once.
+public struct LegendreMemory: Sendable {
+  private let blocks: LegendreBlocks.Matrices
+  private let width: Int
+
+  /// - Parameters:
+  ///   - A: [d, d]; B: [d].
+  ///   - like: of the signals' type and device.
+  public init(A: Tensor, B: Tensor, like u: Tensor) {
+    blocks = LegendreBlocks.make(A, B, like: u)
+    width = A.dim(0)
+  }
+
+  /// - Parameters:
+  ///   - u: [B, L].
+  ///   - from: the state before the first position, [B, d]; `nil` for zeros.
+  /// - Returns: [B, L, d].
+  public func callAsFunction(_ u: Tensor, from start: Tensor? = nil) -> Tensor {
+    legendreMemory(u, blocks: blocks, from: start ?? .zeros([u.dim(0), width], dtype: u.dtype, device: u.device))
+  }
 }
 
 private func legendreMemory(_ u: Tensor, blocks: LegendreBlocks.Matrices, from start: Tensor) -> Tensor {

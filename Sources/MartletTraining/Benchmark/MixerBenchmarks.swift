@@ -56,6 +56,7 @@ extension BenchmarkCase {
   static var mixerOperators: [BenchmarkCase] {
     let mixers = [
       "aaren", "linear", "norm_attention", "nprf", "rala", "slab", "lolcats", "gla", "scalar_gate", "deltanet", "atlas", "mamba", "sgconv",
+      "lmu",
     ]
     return mixers.flatMap { mixer in
       [1024, 4096, 16384, 65536].map { length in
@@ -152,6 +153,12 @@ extension BenchmarkCase {
         ],
         { selectiveScan($0[0], delta: $0[1], A: $0[2], B: $0[3], C: $0[4]).output }
       )
+    case "lmu":
+      let (a, b) = HiPPO.legT(width, window: Double(length))
+      let held = zeroOrderHold(a, b)
+      let signal = normal([1, length])
+      let memory = LegendreMemory(A: held.A, B: held.B, like: signal)
+      return ([signal], { memory($0[0]) })
     default:
       precondition(mixer == "sgconv")
       return (

@@ -9,14 +9,16 @@ public final class TaskModel: Module {
   public let objective: TaskObjective
   public let pooling: Pooling
 
-  /// - Parameter headWidth: inner width of a two-layer head; `nil` for a linear one.
+  /// - Parameters:
+  ///   - headWidth: inner width of a two-layer head; `nil` for a linear one.
+  ///   - looksAhead: whether a model that predicts tokens may see all of them: for tasks that don't ask for what comes next.
   /// - Throws: `ConfigurationError` for a configuration that makes no model or does not fit the objective.
   public init(
     _ configuration: BackboneConfiguration, objective: TaskObjective, pooling: Pooling = .mean, headWidth: Int? = nil,
-    generator: RandomGenerator
+    looksAhead: Bool = false, generator: RandomGenerator
   ) throws {
     guard headWidth ?? 1 > 0 else { throw ConfigurationError("the head's inner width must be positive, got \(headWidth ?? 0)") }
-    if case .tokens = objective, !configuration.isCausal {
+    if case .tokens = objective, !configuration.isCausal, !looksAhead {
       throw ConfigurationError("the task predicts tokens from what precedes them: its model must be causal")
     }
     self.objective = objective
