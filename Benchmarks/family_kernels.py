@@ -1,10 +1,10 @@
 """The kernels of the recurrent family alone, one thread: the figures in the head comments of Sources/CKernels.
 
 Usage: family_kernels.py LIBRARY.so [kernel name parts ...]     e.g. family_kernels.py libMartletKernels.so delta omega
-Processor time of one thread, median of some ten calls; forward, and forward with backward.
+Processor time of one thread, the least of the calls of some two seconds (a virtual machine's neighbours make the others longer, often by
+a half); forward, and forward with backward.
 """
 
-import statistics
 import sys
 import time
 
@@ -166,11 +166,11 @@ CASES = {
 def measured(run):
     run()
     times = []
-    while len(times) < 3 or (sum(times) < 2 and len(times) < 15):
+    while len(times) < 5 or sum(times) < 2:
         start = time.process_time()
         run()
         times.append(time.process_time() - start)
-    return statistics.median(times)
+    return min(times)
 
 
 def main():

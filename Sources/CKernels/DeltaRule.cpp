@@ -26,9 +26,9 @@
 //
 // Arithmetic a token and head: forward 6 dk dv + 64 dk + 32 dv flops, backward 16 dk dv + 160 dk + 110 dv, of which 4 dk dv
 // recompute what forward had: it keeps one state every 128 tokens (dk dv / 128 floats a token, half of one input at
-// dk = dv = 64). Measured with Benchmarks/family_kernels.py on one core (Zen 3 with AVX2, dk = dv = 64, L = 4096, CPU time): forward 0.79
-// us a token and head, forward + backward 3.0, 1.4 and 1.3 times ungated linear attention (GatedLinearAttention.cpp). Block products
-// take half of the time, transposes a sixth; the solves, a thirteenth. Sequences and heads are shared out whole: with fewer of them
+// dk = dv = 64). Measured with Benchmarks/family_kernels.py on one core (Zen 3 with AVX2, dk = dv = 64, L = 4096, CPU time): forward 0.49
+// us a token and head, forward + backward 1.9, 1.5 and 1.4 times ungated linear attention (GatedLinearAttention.cpp). Block products
+// take three fifths of the time, waiting for rows a fifth; the solves, a twentieth. Sequences and heads are shared out whole: with fewer of them
 // than workers some workers idle.
 
 #include "ChunkScan.h"

@@ -15,7 +15,7 @@
 // 2 m (F + dv), backward 2 (2 + 6 m/b) F dv; momentum adds 2 (1 + m/b) and 2 (2 + 3 m/b) F dv.
 //
 // Measured with Benchmarks/family_kernels.py on one core (Zen 3 with AVX2, CPU time; F = 91, dv = 64, c = 4, L = 4096), us a token and
-// head, forward, and with backward: b = 4 1.8 and 8.6; b = 8 1.2 and 6.5; b = 16 1.1 and 5.3; b = 32 1.1 and 4.7. Backward's columns are padded to 16 (2 b + c - 1 and b + c - 1 of them), of which b = 8 uses 19 of 32.
+// head, forward, and with backward: b = 4 1.2 and 6.1; b = 8 1.0 and 4.5; b = 16 0.9 and 4.0; b = 32 0.9 and 3.8. Backward's columns are padded to 16 (2 b + c - 1 and b + c - 1 of them), of which b = 8 uses 19 of 32.
 
 #include "ChunkScan.h"
 #include "Product.h"

@@ -10,7 +10,7 @@
 // fixed order, so that the result doesn't depend on which thread took which block.
 //
 // Measured with Benchmarks/family_kernels.py on one core (Zen 3 with AVX2, CPU time; D = 512, N = 16, L = 4096): forward 11 ns a token and
-// channel, 23 cycles a state of sixteen channels where their 34 AVX2 operations need 17; forward + backward 37 ns. With the 2.6
+// channel, 23 cycles a state of sixteen channels where their 34 AVX2 operations need 17; forward + backward 36 ns. With the 2.6
 // MFLOP of a layer's projections forward and backward at that core's 94 GFLOP/s, the scan is a third of the layer.
 
 #include "ChunkScan.h"

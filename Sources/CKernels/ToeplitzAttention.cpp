@@ -16,8 +16,8 @@
 //
 // Six transforms of 5 n/16 log2(n/16) operations by sixteen phases and four products of 8 times 16 a step, for each pair: about 900
 // operations a step and pair at 4k, at some 30 GFLOP/s a core with AVX2. Four heads of 64 channels and 16 features, forward and backward
-// on one core (Benchmarks/family_kernels.py, Zen 3, CPU time): 34 ms at 512 steps, 86 at 1k, 298 at 4k, where PyTorch's transforms of the
-// stored products take 204, 698 and 3869.
+// on one core (Benchmarks/family_kernels.py, Zen 3, CPU time): 29 ms at 512 steps, 55 at 1k, 253 at 4k, where PyTorch's transforms of the
+// stored products take 213, 746 and 3738.
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>

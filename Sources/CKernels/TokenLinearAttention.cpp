@@ -14,9 +14,9 @@
 // Arithmetic a token and head: forward 4 d², backward 8 d² + O(d); passes over the projections: forward 2 (of q: 2, of k: 2
 // with α, else 1), backward 2, or 3 with α.
 //
-// Measured with Benchmarks/family_kernels.py on one core (Zen 3 with AVX2, 4096 tokens, four heads of 64, CPU time): forward 13 ms with α
-// and the rotation, forward + backward 35; 7 and 24 with relu alone. Of the 35, features and their slopes take about a third, products a
-// quarter; the rest is rotation, scaling and moving rows.
+// Measured with Benchmarks/family_kernels.py on one core (Zen 3 with AVX2, 4096 tokens, four heads of 64, CPU time): forward 8.5 ms with α
+// and the rotation, forward + backward 24; 4.5 and 16 with relu alone. Of the 24, features and their slopes take about a third, products a
+// third; the rest is rotation, scaling and moving rows.
 
 #include "ChunkScan.h"
 #include "Lanes.h"

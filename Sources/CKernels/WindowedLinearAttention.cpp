@@ -11,9 +11,9 @@
 // masked but that of the first 63 keys. Forward costs 64 (2 n (d + dv) + 126 F + 4 F dv) flops a block and head, backward 2.4 times
 // as many; the state of every block is kept for it (F dv / 64 floats a token).
 //
-// Measured with Benchmarks/family_kernels.py on one core (Zen 3 with AVX2, CPU time; d = dv = F = w = 64, L = 4096): forward 1.3 us a token
-// and head, forward + backward 4.9. Block products take two thirds of the forward pass's time, and rows and transposes the rest, of which the transposes of keys and of
-// their features are half. One token's step takes 18 to 28 us for four heads of 64 (w = 64, F = 64) after 1k as after 131k tokens.
+// Measured with Benchmarks/family_kernels.py on one core (Zen 3 with AVX2, CPU time; d = dv = F = w = 64, L = 4096): forward 1.0 us a token
+// and head, forward + backward 3.7. Block products take three quarters of the time, transposes, rows of weights and their sums the rest.
+// One token's step takes 18 to 28 us for four heads of 64 (w = 64, F = 64) after 1k as after 131k tokens.
 //
 // Beside it: the Hedgehog feature map φ(x) = [softmax(xA); softmax(-xA)] in one pass, and one token's whole step.
 

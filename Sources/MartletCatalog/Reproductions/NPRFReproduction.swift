@@ -12,7 +12,7 @@ struct NPRFExperiment {
   var learningRate = 3e-3
   var length = 64
   /// Standard deviation of the learned positions at the start, beside 1 of the tokens' embeddings.
-  static let positionDeviation = 0.2
+  static let positionDeviation = 0.25
   /// Sequences in the test.
   var testSequences = 200
 
@@ -75,8 +75,9 @@ struct NPRFExperiment {
         Scaled down: the token seven positions before, of 16 random ones, length \(length), one layer that sees all positions; accuracy is \
         the share of right tokens on \(testSequences) new sequences. A guess is right in 0.0625. softmax and softmax+rpe stand beside for \
         comparison. The published description leaves the positions' scale open, which decides how sharply they can be told apart: here \
-        their deviation is \(Self.positionDeviation) of the tokens', where softmax reaches its published 0.92. As large as the tokens', nprf \
-        reaches 0.35 to 0.47 and prf 0.46 to 0.55; in a causal layer, which sees fewer positions, all arms reach 0.99.
+        their deviation is \(Self.positionDeviation) of the tokens', between the 0.2 at which softmax reaches 0.61 and the least at which it \
+        learns the task with every seed (published: 0.92). Larger positions help the kernels too: nprf 0.21 and prf 0.31 at 0.3, 0.4 and 0.5 \
+        at 1; a causal layer, which sees fewer positions, reaches 0.99 with every arm.
         """)
   }
 }
