@@ -55,11 +55,13 @@ struct BenchCommand: ParsableCommand {
     defer { peer?.stop() }
     let limits = MachineLimits.measure()
     let started = Date()
+    let arguments = CommandLine.arguments.dropFirst().map { $0.contains(" ") ? "'\($0)'" : $0 }
+    let command = (["martlet"] + arguments).joined(separator: " ")
     func report(_ rows: [BenchmarkRow]) -> BenchmarkReport {
       BenchmarkReport(
         machine: .current(libtorch: Engine.torchVersion), limits: limits, threads: Engine.threads,
         peerVersions: peer?.versions.map { "\($0.name) \($0.version)" }.joined(separator: ", ") ?? "",
-        command: (["martlet"] + CommandLine.arguments.dropFirst()).joined(separator: " "), date: started, rounds: max(5, rounds), rows: rows
+        command: command, date: started, rounds: max(5, rounds), rows: rows
       )
     }
     var measured: [BenchmarkRow] = []
