@@ -75,9 +75,9 @@ struct NPRFExperiment {
         Scaled down: the token seven positions before, of 16 random ones, length \(length), one layer that sees all positions; accuracy is \
         the share of right tokens on \(testSequences) new sequences. A guess is right in 0.0625. softmax and softmax+rpe stand beside for \
         comparison. The published description leaves the positions' scale open, which decides how sharply they can be told apart: here \
-        their deviation is \(Self.positionDeviation) of the tokens', between the 0.2 at which softmax reaches 0.61 and the least at which it \
-        learns the task with every seed (published: 0.92). Larger positions help the kernels too: nprf 0.21 and prf 0.31 at 0.3, 0.4 and 0.5 \
-        at 1; a causal layer, which sees fewer positions, reaches 0.99 with every arm.
+        their deviation is \(Self.positionDeviation) of the tokens', where softmax learns the task with every seed (at 0.2 it reaches 0.61, \
+        published is 0.92). Larger positions help the kernels too: nprf 0.21 and prf 0.31 at 0.3, 0.4 and 0.5 at 1; a causal layer, which \
+        sees fewer positions, reaches 0.99 with every arm at 1.
         """)
   }
 }

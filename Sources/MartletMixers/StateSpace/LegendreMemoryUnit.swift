@@ -165,7 +165,8 @@ private let product = Operator("martlet::linear")
 /// positions, of which every sixteenth state is made; only one vector in 256 positions is carried in sequence.
 ///
 /// The alternative, a Fourier transform of the d impulse responses (``legendreMemoryConvolution(_:A:B:)``), needs fewer operations
-/// but moves d rows of twice the length through memory several times: slower from some thousand positions on, and not linear.
+/// but moves d rows of twice the length through memory several times, and is not linear. At d = 256 PyTorch's takes 0.45, 0.73 and 0.88
+/// of this one's time at 1k, 4k and 16k positions (Benchmarks/MIXERS.md).
 ///
 /// - Parameters:
 ///   - u: [B, L]; A: [d, d]; B: [d].
