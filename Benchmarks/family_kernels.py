@@ -85,6 +85,14 @@ def long_convolution(length):
     return setup
 
 
+def filter_bank(length):
+    def setup():
+        spectra = torch.ops.martlet.filter_spectra(normal(256, length) / length, length)
+        return [normal(1, length)], lambda u: torch.ops.martlet.filter_bank(u, spectra, 256, length), 256 * length / TOKENS
+
+    return setup
+
+
 def windowed():
     softmax = lambda x: x.softmax(-1)
     inputs = [heads(64), heads(64), heads(64), softmax(heads(64)), softmax(heads(64)), torch.full((4,), 0.1)]
@@ -153,6 +161,7 @@ CASES = {
     "short convolution": convolution,
     "short convolution, conv1d": convolution_in_torch,
     **{f"long convolution, {n >> 10}k": long_convolution(n) for n in (4096, 16384, 65536, 262144)},
+    **{f"filter bank, {n >> 10}k": filter_bank(n) for n in (4096, 16384, 65536)},
     "windowed linear attention": windowed,
     "token linear attention, rala": tokens(0, True, True),
     "token linear attention, relu": tokens(1, False, False),

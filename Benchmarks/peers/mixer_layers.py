@@ -5,6 +5,8 @@ A file mixers/NAME.py (NAME as `martlet compare --mixers` calls the mixer) defin
     LENGTHS = (1024, 4096)                       # optional: where the form fits in time and memory; default all
     def layer(width, heads, length): -> Module   # forward(x [1, length, width]) -> the same shape, at Martlet's default options
     def operator(width, heads, length)           # optional: (inputs, function), what the layer does between its projections
+    def published(width, heads, length)          # optional: the same as the authors' code has it, where operator is a faster form
+    PUBLISHED_LENGTHS = (1024, 4096)
 
 CASES maps a name to a setup function; it returns the thunk to be timed.
 """
@@ -99,3 +101,6 @@ for path in sorted((Path(__file__).parent / "mixers").glob("[a-z]*.py")):
         if hasattr(module, "operator"):
             make = lambda length, module=module: module.operator(WIDTH, HEADS, length)
             CASES[f"{path.stem} operator forward+backward {size(length)}"] = functools.partial(differentiated, make, length)
+    for length in getattr(module, "PUBLISHED_LENGTHS", ()):
+        make = lambda length, module=module: module.published(WIDTH, HEADS, length)
+        CASES[f"{path.stem} published operator forward+backward {size(length)}"] = functools.partial(differentiated, make, length)

@@ -60,16 +60,16 @@ class FlushDenormals {
   FlushDenormals& operator=(const FlushDenormals&) = delete;
 };
 
-/// A tile of ROWS x 16 of C (+)= A B, summed in registers: with AVX2 six rows are twelve of the sixteen, and four are the least
-/// that keep both its multipliers busy.
-template <int ROWS>
+/// A tile of ROWS x 16 of C (+)= A B, or AᵀB, summed in registers: with AVX2 six rows are twelve of the sixteen, and four are the
+/// least that keep both its multipliers busy.
+template <int ROWS, bool TRANSPOSED>
 MARTLET_INLINE void productTile(
     int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add, const float* a, const float* b, float* c) {
   MARTLET_FAST_SUMS
   Lanes sums[ROWS] = {};
   for (int64_t p = 0; p < k; ++p) {
     const Lanes row = lanes(b + p * ldb);
-    for (int i = 0; i < ROWS; ++i) sums[i] += a[i * lda + p] * row;
+    for (int i = 0; i < ROWS; ++i) sums[i] += (TRANSPOSED ? a[p * lda + i] : a[i * lda + p]) * row;
   }
   for (int i = 0; i < ROWS; ++i) {
     if (add) sums[i] += lanes(c + i * ldc);
@@ -77,21 +77,14 @@ MARTLET_INLINE void productTile(
   }
 }
 
-/// Measured on one core with AVX2 (Zen 3; 2,000 calls on the same operands, the best of 20 rounds): 16x64x64 95 GFLOP/s, 16x16x64 80, 64x64x16 75, 80x16x64 97; libtorch's
-/// block kernel there 82, 67, 78 and 89 and a look-up a call, the BLAS that libtorch links 53.
-///
-/// A strip of 16 columns of B whose rows lie further apart than a few lines is packed for the row tiles that read it: rows one or several
-/// KB apart share a few sets of the first-level cache.
-MARTLET_VECTOR static inline void portableProduct(
+/// Of at most `productDepth` terms a sum. A strip of 16 columns of B whose rows lie further apart than a few lines is packed for the
+/// row tiles that read it: rows one or several KB apart share a few sets of the first-level cache.
+inline constexpr int64_t productDepth = 256;
+template <bool TRANSPOSED>
+MARTLET_INLINE void productOfStrips(
     int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add, const float* a, const float* b,
     float* c) {
-  MARTLET_FAST_SUMS
-  constexpr int64_t depth = 256;
-  if (k > depth) {
-    portableProduct(m, n, depth, lda, ldb, ldc, add, a, b, c);
-    return portableProduct(m, n, k - depth, lda, ldb, ldc, true, a + depth, b + depth * ldb, c);
-  }
-  alignas(64) float packed[depth * 16], tile[6 * 16];
+  alignas(64) float packed[productDepth * 16], tile[6 * 16];
   for (int64_t j = 0; j < n; j += 16) {
     const int64_t width = n - j < 16 ? n - j : 16;
     const bool packs = width < 16 || (ldb > 80 && k > 16 && m > 8);
@@ -109,16 +102,17 @@ MARTLET_VECTOR static inline void portableProduct(
     for (int64_t i = 0, rows; i < m; i += rows) {
       const int64_t left = m - i;
       rows = left > 8 ? 6 : left > 6 ? 4 : left;
+      const float* of = a + (TRANSPOSED ? i : i * lda);
       float* to = width == 16 ? c + i * ldc + j : tile;
       const int64_t ldTo = width == 16 ? ldc : 16;
       const bool adds = add && width == 16;
       switch (rows) {
-        case 6: productTile<6>(k, lda, ld, ldTo, adds, a + i * lda, strip, to); break;
-        case 5: productTile<5>(k, lda, ld, ldTo, adds, a + i * lda, strip, to); break;
-        case 4: productTile<4>(k, lda, ld, ldTo, adds, a + i * lda, strip, to); break;
-        case 3: productTile<3>(k, lda, ld, ldTo, adds, a + i * lda, strip, to); break;
-        case 2: productTile<2>(k, lda, ld, ldTo, adds, a + i * lda, strip, to); break;
-        default: productTile<1>(k, lda, ld, ldTo, adds, a + i * lda, strip, to);
+        case 6: productTile<6, TRANSPOSED>(k, lda, ld, ldTo, adds, of, strip, to); break;
+        case 5: productTile<5, TRANSPOSED>(k, lda, ld, ldTo, adds, of, strip, to); break;
+        case 4: productTile<4, TRANSPOSED>(k, lda, ld, ldTo, adds, of, strip, to); break;
+        case 3: productTile<3, TRANSPOSED>(k, lda, ld, ldTo, adds, of, strip, to); break;
+        case 2: productTile<2, TRANSPOSED>(k, lda, ld, ldTo, adds, of, strip, to); break;
+        default: productTile<1, TRANSPOSED>(k, lda, ld, ldTo, adds, of, strip, to);
       }
       if (width == 16) continue;
       for (int64_t r = 0; r < rows; ++r)
@@ -128,6 +122,27 @@ MARTLET_VECTOR static inline void portableProduct(
         }
     }
   }
+}
+
+/// Measured on one core with AVX2 (Zen 3; 2,000 calls on the same operands, the best of 20 rounds): 16x64x64 95 GFLOP/s, 16x16x64 80,
+/// 64x64x16 75, 80x16x64 97; libtorch's block kernel there 82, 67, 78 and 89 and a look-up a call, the BLAS that libtorch links 53.
+MARTLET_VECTOR static inline void portableProduct(
+    int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add, const float* a, const float* b,
+    float* c) {
+  MARTLET_FAST_SUMS
+  for (; k > productDepth; k -= productDepth, a += productDepth, b += productDepth * ldb, add = true)
+    productOfStrips<false>(m, n, productDepth, lda, ldb, ldc, add, a, b, c);
+  productOfStrips<false>(m, n, k, lda, ldb, ldc, add, a, b, c);
+}
+
+/// C (+)= AᵀB, A with k rows.
+MARTLET_VECTOR static inline void portableTransposedProduct(
+    int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add, const float* a, const float* b,
+    float* c) {
+  MARTLET_FAST_SUMS
+  for (; k > productDepth; k -= productDepth, a += productDepth * lda, b += productDepth * ldb, add = true)
+    productOfStrips<true>(m, n, productDepth, lda, ldb, ldc, add, a, b, c);
+  productOfStrips<true>(m, n, k, lda, ldb, ldc, add, a, b, c);
 }
 
 /// Whether products go to libtorch's f32 block kernel: where it exists (it needs oneDNN) and has the registers of AVX-512.

@@ -26,6 +26,7 @@
 #include <torch/library.h>
 
 #include <cmath>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -146,7 +147,7 @@ MARTLET_VECTOR static void scaleInto(const float* x, float factor, int64_t count
 
 /// to = φ'(x + p) ⊙ (from + add · factor); `from` may be `to`. Gradients in the order of the projections.
 template <bool IsRelu>
-MARTLET_INLINE void finishGradientAs(
+MARTLET_INLINE void finishRow(
     const float* x, const float* position, const float* from, const float* add, float factor, int64_t width, float* to) {
   int64_t c = 0;
   const lanes::Floats zero{};
@@ -174,8 +175,8 @@ MARTLET_INLINE void finishGradientAs(
 
 MARTLET_VECTOR static void finishGradient(
     const float* x, const float* position, const float* from, const float* add, float factor, int64_t width, bool isRelu, float* to) {
-  if (isRelu) finishGradientAs<true>(x, position, from, add, factor, width, to);
-  else finishGradientAs<false>(x, position, from, add, factor, width, to);
+  if (isRelu) finishRow<true>(x, position, from, add, factor, width, to);
+  else finishRow<false>(x, position, from, add, factor, width, to);
 }
 
 /// Members of pairs side by side again.
@@ -185,6 +186,178 @@ MARTLET_VECTOR static void joinPairs(const float* from, int64_t width, float* to
   for (int64_t c = 0; c < half; ++c) {
     to[2 * c] = from[c];
     to[2 * c + 1] = from[half + c];
+  }
+}
+
+// MARK: Tiles
+
+/// A head's part of some rows of a tensor of tokens. `next` floats further stands the part that is read next.
+struct HeadRows {
+  const float* data;
+  int64_t step, count, next;
+
+  const float* at(int64_t i) const { return data + i * step; }
+};
+
+/// Heads inside tokens are short rows a long way apart, which the hardware's own prefetch doesn't follow.
+MARTLET_INLINE void askAhead(const HeadRows& rows, int64_t i, int64_t width) {
+  const uintptr_t ahead = reinterpret_cast<uintptr_t>(rows.data) + static_cast<uintptr_t>((i * rows.step + rows.next) * 4);
+  for (int64_t c = 0; c < width; c += 16) __builtin_prefetch(reinterpret_cast<const void*>(ahead + static_cast<uintptr_t>(4 * c)), 0, 2);
+}
+
+template <bool IsRelu, bool Split>
+MARTLET_INLINE void featureRows(
+    const HeadRows& x, const HeadRows& positions, const bool* keeps, const float* factors, int64_t width, int64_t padded, float* to) {
+  for (int64_t i = 0; i < x.count; ++i, to += padded) {
+    if (keeps && !keeps[i]) {
+      std::memset(to, 0, sizeof(float) * static_cast<size_t>(padded));
+      continue;
+    }
+    askAhead(x, i, width);
+    loadFeaturesAs<IsRelu, Split>(
+        x.at(i), positions.data ? positions.at(i) : nullptr, factors ? factors[i] : 1.0f, width, padded, to);
+  }
+}
+
+/// Rows φ(x + p)·factor of a head, zero where a token isn't there.
+MARTLET_VECTOR static void loadFeatureRows(
+    const HeadRows& x, const HeadRows& positions, const bool* keeps, const float* factors, int64_t width, bool isRelu, bool split,
+    int64_t padded, float* to) {
+  if (isRelu && split) featureRows<true, true>(x, positions, keeps, factors, width, padded, to);
+  else if (isRelu) featureRows<true, false>(x, positions, keeps, factors, width, padded, to);
+  else if (split) featureRows<false, true>(x, positions, keeps, factors, width, padded, to);
+  else featureRows<false, false>(x, positions, keeps, factors, width, padded, to);
+}
+
+/// Rows as they are, zero where a token isn't there.
+MARTLET_VECTOR static void loadRows(const HeadRows& x, const bool* keeps, int64_t width, int64_t padded, float* to) {
+  for (int64_t i = 0; i < x.count; ++i, to += padded) {
+    const bool keep = !keeps || keeps[i];
+    askAhead(x, i, width);
+    MARTLET_SIMD
+    for (int64_t c = 0; c < width; ++c) to[c] = keep ? x.at(i)[c] : 0.0f;
+    for (int64_t c = width; c < padded; ++c) to[c] = 0;
+  }
+}
+
+/// sums += Σ_i weight_i row_i, of width a multiple of 16; weights of 1 where none are given.
+MARTLET_VECTOR static void addRows(const float* rows, const float* weights, int64_t count, int64_t width, float* sums) {
+  MARTLET_FAST_SUMS
+  for (int64_t c = 0; c < width; c += lanes::width) {
+    lanes::Floats even{}, odd{}, x, y;
+    int64_t i = 0;
+    for (; i + 2 <= count; i += 2) {
+      lanes::load(x, rows + i * width + c), lanes::load(y, rows + (i + 1) * width + c);
+      if (weights) x *= weights[i], y *= weights[i + 1];
+      even += x, odd += y;
+    }
+    if (i < count) {
+      lanes::load(x, rows + i * width + c);
+      if (weights) x *= weights[i];
+      even += x;
+    }
+    lanes::load(x, sums + c);
+    x += even + odd;
+    lanes::store(sums + c, x);
+  }
+}
+
+/// to_i = weight_i row_i
+MARTLET_VECTOR static void weighRows(const float* rows, const float* weights, int64_t count, int64_t width, float* to) {
+  for (int64_t i = 0; i < count; ++i, rows += width, to += width) {
+    const float weight = weights[i];
+    MARTLET_SIMD
+    for (int64_t c = 0; c < width; ++c) to[c] = weight * rows[c];
+  }
+}
+
+/// denominators_i = row_i · sums + ε, and rows divided by them.
+MARTLET_VECTOR static void divideRows(float* rows, const float* sums, float epsilon, int64_t count, int64_t width, float* denominators) {
+  MARTLET_FAST_SUMS
+  for (int64_t i = 0; i < count; ++i) {
+    float* row = rows + i * width;
+    float sum = epsilon;
+    MARTLET_SIMD
+    for (int64_t c = 0; c < width; ++c) sum += row[c] * sums[c];
+    denominators[i] = sum;
+    const float inverse = 1 / sum;
+    MARTLET_SIMD_IN_PLACE
+    for (int64_t c = 0; c < width; ++c) row[c] *= inverse;
+  }
+}
+
+/// The gradients of the numerators, dy / denominator.
+MARTLET_VECTOR static void loadQuotients(const HeadRows& dy, const float* denominators, int64_t width, int64_t padded, float* to) {
+  for (int64_t i = 0; i < dy.count; ++i, to += padded) {
+    askAhead(dy, i, width);
+    const float* slope = dy.at(i);
+    const float inverse = 1 / denominators[i];
+    MARTLET_SIMD
+    for (int64_t c = 0; c < width; ++c) to[c] = slope[c] * inverse;
+    for (int64_t c = width; c < padded; ++c) to[c] = 0;
+  }
+}
+
+/// The gradients of the denominators: with y = q M / z and t = dy / z, -t · y = -(t Mᵀ) · q / z.
+MARTLET_VECTOR static void bottomGradients(
+    const float* tops, const float* queries, const float* denominators, int64_t count, int64_t width, float* bottoms) {
+  MARTLET_FAST_SUMS
+  for (int64_t i = 0; i < count; ++i) {
+    float sum = 0;
+    MARTLET_SIMD
+    for (int64_t c = 0; c < width; ++c) sum += tops[i * width + c] * queries[i * width + c];
+    bottoms[i] = -sum / denominators[i];
+  }
+}
+
+/// rows_i = φ' ⊙ (rows_i + factor_i · add), from features: φ' is φ > 0 of relu and min(φ, 1) of elu + 1.
+template <bool IsRelu>
+MARTLET_INLINE void finishRowsAs(const float* features, const float* add, const float* factors, int64_t count, int64_t width, float* rows) {
+  const lanes::Floats zero{}, one = zero + 1.0f;
+  for (int64_t i = 0; i < count; ++i) {
+    const float factor = factors ? factors[i] : 1.0f;
+    for (int64_t c = 0; c < width; c += lanes::width) {
+      lanes::Floats gradient, sums, feature;
+      lanes::load(gradient, rows + i * width + c), lanes::load(sums, add + c), lanes::load(feature, features + i * width + c);
+      gradient += sums * factor;
+      if (IsRelu)
+        gradient = feature > zero ? gradient : zero;
+      else
+        gradient *= feature < one ? feature : one;
+      lanes::store(rows + i * width + c, gradient);
+    }
+  }
+}
+
+MARTLET_VECTOR static void finishRows(
+    const float* features, const float* add, const float* factors, int64_t count, int64_t width, bool isRelu, float* rows) {
+  if (isRelu) finishRowsAs<true>(features, add, factors, count, width, rows);
+  else finishRowsAs<false>(features, add, factors, count, width, rows);
+}
+
+/// rows_i += factor_i · add
+MARTLET_VECTOR static void addToRows(const float* add, const float* factors, int64_t count, int64_t width, float* rows) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float factor = factors[i];
+    MARTLET_SIMD_IN_PLACE
+    for (int64_t c = 0; c < width; ++c) rows[i * width + c] += factor * add[c];
+  }
+}
+
+/// The first `width` columns of rows, zero where a token isn't there.
+MARTLET_VECTOR static void storeRows(
+    const float* rows, const bool* keeps, int64_t count, int64_t padded, int64_t width, bool split, float* to, int64_t step) {
+  const int64_t half = width / 2;
+  for (int64_t i = 0; i < count; ++i, rows += padded, to += step) {
+    if (keeps && !keeps[i]) {
+      std::memset(to, 0, sizeof(float) * static_cast<size_t>(width));
+    } else if (split) {
+      MARTLET_SIMD
+      for (int64_t c = 0; c < half; ++c) to[2 * c] = rows[c], to[2 * c + 1] = rows[half + c];
+    } else {
+      MARTLET_SIMD
+      for (int64_t c = 0; c < width; ++c) to[c] = rows[c];
+    }
   }
 }
 
@@ -206,14 +379,11 @@ struct Tokens {
   Tokens() = default;
   explicit Tokens(const Tensor& x) : base(x.const_data_ptr<float>()), sequence(x.stride(0)), token(x.stride(1)) {}
   const float* at(int64_t b, int64_t t) const { return base + b * sequence + t * token; }
-  /// From a head's part of a tile's rows to the part that is read next: the next head's, then the first one's of the next tile.
-  int64_t next(int64_t head, int64_t heads, int64_t width) const { return head + 1 < heads ? width : kTile * token - head * width; }
+  /// A head's part of `count` tokens. What is read next is the next head's part, then the first one's of the next tile.
+  HeadRows rows(int64_t b, int64_t t, int64_t count, int64_t head, int64_t heads, int64_t width) const {
+    return {at(b, t) + head * width, token, count, head + 1 < heads ? width : kTile * token - head * width};
+  }
 };
-
-/// Heads inside tokens are short rows a long way apart, which the hardware's own prefetch doesn't follow.
-void ask(const float* row, int64_t count) {
-  for (int64_t c = 0; c < count; c += 16) __builtin_prefetch(row + c);
-}
 
 /// The inputs with everything a pass asks for. Channels of keys: d, padded to 16: dk; of values dv.
 struct Problem {
@@ -298,6 +468,22 @@ struct Problem {
   const float* k(int64_t b, int64_t t, int64_t h) const { return keys.at(b, t) + h * d; }
   const float* v(int64_t b, int64_t t, int64_t h) const { return values.at(b, t) + h * vd; }
   const float* position(int64_t t, int64_t h) const { return offsets ? offsets + t * width + h * d : nullptr; }
+  HeadRows positionRows(int64_t t, int64_t count, int64_t h) const { return {position(t, h), width, count, 0}; }
+  const bool* keepsFrom(int64_t b, int64_t t) const { return keeps ? keeps + b * length + t : nullptr; }
+  HeadRows queryRows(int64_t b, int64_t t, int64_t count, int64_t h) const { return queries.rows(b, t, count, h, o.heads, d); }
+  HeadRows keyRows(int64_t b, int64_t t, int64_t count, int64_t h) const { return keys.rows(b, t, count, h, o.heads, d); }
+  void loadQueries(int64_t b, int64_t t, int64_t count, int64_t h, float* to) const {
+    loadFeatureRows(queryRows(b, t, count, h), {}, nullptr, nullptr, d, isRelu, rotated, dk, to);
+  }
+  void loadKeys(int64_t b, int64_t t, int64_t count, int64_t h, const float* factors, float* to) const {
+    loadFeatureRows(keyRows(b, t, count, h), positionRows(t, count, h), keepsFrom(b, t), factors, d, isRelu, rotated, dk, to);
+  }
+  void loadValues(int64_t b, int64_t t, int64_t count, int64_t h, float* to) const {
+    loadRows(values.rows(b, t, count, h, o.heads, vd), keepsFrom(b, t), vd, dv, to);
+  }
+  void rotateRows(float* rows, int64_t t, int64_t count, float direction) const {
+    for (int64_t i = 0; rotated && i < count; ++i) rotate(rows + i * dk, t + i, direction, rows + i * dk);
+  }
   /// ε beside sums over tokens; with α the equation has means.
   float epsilon(int64_t b) const { return static_cast<float>(o.reweighted ? o.eps * counts[b] : o.eps); }
 
@@ -305,6 +491,16 @@ struct Problem {
     const int64_t cell = std::max<int64_t>(0, t - o.prefix), row = cell / o.columns * quarter, column = cell % o.columns * quarter;
     turn(
         from, rowCosine.data() + row, rowSine.data() + row, columnCosine.data() + column, columnSine.data() + column, quarter, direction, to);
+  }
+
+  /// Rows turned, in `to`, or as they are.
+  const float* turnedRows(const float* rows, int64_t t, int64_t count, float* to) const {
+    if (!rotated) return rows;
+    for (int64_t i = 0; i < count; ++i) {
+      rotate(rows + i * dk, t + i, 1, to + i * dk);
+      for (int64_t c = d; c < dk; ++c) to[i * dk + c] = 0;
+    }
+    return to;
   }
 
   template <typename Body>
@@ -331,20 +527,27 @@ struct Problem {
 
 /// Tiles of one task, 64 tokens each.
 struct Tiles {
-  std::vector<float> storage;
-  float *plain, *turned, *columns, *values, *result, *other;
+  std::unique_ptr<float[]> storage;
+  float *plain, *turned, *columns, *values, *other;
   explicit Tiles(const Problem& p) {
     const int64_t key = kTile * p.dk, value = kTile * p.dv;
-    storage.resize(4 * key + 2 * value + 16);
-    float* next = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(storage.data()) + 63) / 64 * 64);
+    storage.reset(new float[4 * key + value + 16]);
+    float* next = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(storage.get()) + 63) / 64 * 64);
     const auto take = [&](int64_t count) {
       float* taken = next;
       next += count;
       return taken;
     };
-    plain = take(key), turned = take(key), columns = take(key), other = take(key), values = take(value), result = take(value);
+    plain = take(key), turned = take(key), columns = take(key), other = take(key), values = take(value);
   }
 };
+
+/// sums += keysᵀ values over `rows` tokens of a tile.
+void addOuterProducts(const Problem& p, Tiles& tiles, const float* keys, int64_t rows, float* sums) {
+  if (!scan::usesBlockKernel()) return scan::portableTransposedProduct(p.dk, p.dv, rows, p.dk, p.dv, p.dv, true, keys, tiles.values, sums);
+  transposeBlock(keys, p.dk, kTile, p.dk, tiles.columns, kTile);
+  product(p.dk, p.dv, rows, tiles.columns, kTile, tiles.values, p.dv, sums, p.dv, true);
+}
 
 struct Saved {
   Tensor out, alpha, denominators, memory, sums, meanQuery;
@@ -418,26 +621,11 @@ Saved forward(const Problem& p) {
     for (int64_t t = begin; t < end; t += kTile) {
       const int64_t rows = std::min(kTile, end - t);
       for (int64_t h = 0; h < heads; ++h) {
-        const int64_t nextKey = p.keys.next(h, heads, p.d), nextValue = p.values.next(h, heads, p.vd);
-        for (int64_t i = 0; i < kTile; ++i) {
-          float* row = tiles.plain + i * p.dk;
-          float* values = tiles.values + i * p.dv;
-          if (i >= rows || !p.isReal(b, t + i)) {
-            std::memset(row, 0, sizeof(float) * p.dk);
-            std::memset(values, 0, sizeof(float) * p.dv);
-            continue;
-          }
-          ask(p.k(b, t + i, h) + nextKey, p.d), ask(p.v(b, t + i, h) + nextValue, p.vd);
-          loadFeatures(
-              p.k(b, t + i, h), p.position(t + i, h), alpha ? alpha[(b * heads + h) * p.length + t + i] : 1.0f, p.d, p.isRelu, p.rotated, p.dk,
-              row);
-          addScaled(row, 1, p.dk, sums + states + h * p.dk);
-          if (p.rotated) p.rotate(row, t + i, 1, row);
-          std::memcpy(values, p.v(b, t + i, h), sizeof(float) * p.vd);
-          for (int64_t c = p.vd; c < p.dv; ++c) values[c] = 0;
-        }
-        transposeBlock(tiles.plain, p.dk, kTile, p.dk, tiles.columns, kTile);
-        product(p.dk, p.dv, kTile, tiles.columns, kTile, tiles.values, p.dv, sums + h * p.dk * p.dv, p.dv, true);
+        p.loadKeys(b, t, rows, h, alpha ? alpha + (b * heads + h) * p.length + t : nullptr, tiles.plain);
+        addRows(tiles.plain, nullptr, rows, p.dk, sums + states + h * p.dk);
+        p.rotateRows(tiles.plain, t, rows, 1);
+        p.loadValues(b, t, rows, h, tiles.values);
+        addOuterProducts(p, tiles, tiles.plain, rows, sums + h * p.dk * p.dv);
       }
     }
   });
@@ -450,27 +638,15 @@ Saved forward(const Problem& p) {
   float *out = s.out.mutable_data_ptr<float>(), *denominators = s.denominators.mutable_data_ptr<float>();
   p.overPieces([&](int64_t b, int64_t, int64_t begin, int64_t end) {
     Tiles tiles(p);
-    float inverse[kTile];
     for (int64_t t = begin; t < end; t += kTile) {
       const int64_t rows = std::min(kTile, end - t);
       for (int64_t h = 0; h < heads; ++h) {
-        const int64_t head = b * heads + h, nextQuery = p.queries.next(h, heads, p.d);
-        for (int64_t i = 0; i < kTile; ++i) {
-          float* row = tiles.plain + i * p.dk;
-          if (i >= rows) {
-            std::memset(row, 0, sizeof(float) * p.dk);
-            continue;
-          }
-          ask(p.q(b, t + i, h) + nextQuery, p.d);
-          loadFeatures(p.q(b, t + i, h), nullptr, 1, p.d, p.isRelu, p.rotated, p.dk, row);
-          const float denominator = dot(row, sums + head * p.dk, p.dk) + p.epsilon(b);
-          denominators[head * p.length + t + i] = denominator;
-          inverse[i] = 1 / denominator;
-          if (p.rotated) p.rotate(row, t + i, 1, row);
-        }
-        product(kTile, p.dv, p.dk, tiles.plain, p.dk, memory + head * p.dk * p.dv, p.dv, tiles.result, p.dv, false);
-        for (int64_t i = 0; i < rows; ++i)
-          scaleInto(tiles.result + i * p.dv, inverse[i], p.vd, out + ((b * p.length + t + i) * heads + h) * p.vd);
+        const int64_t head = b * heads + h;
+        p.loadQueries(b, t, rows, h, tiles.plain);
+        divideRows(tiles.plain, sums + head * p.dk, p.epsilon(b), rows, p.dk, denominators + head * p.length + t);
+        p.rotateRows(tiles.plain, t, rows, 1);
+        float* to = out + ((b * p.length + t) * heads + h) * p.vd;
+        product(rows, p.vd, p.dk, tiles.plain, p.dk, memory + head * p.dk * p.dv, p.dv, to, heads * p.vd, false);
       }
     }
   });
@@ -488,8 +664,8 @@ Gradients backward(const Problem& p, const Saved& s, const Tensor& upstream) {
               at::empty({p.batch, p.length, heads * p.vd}, at::kFloat)};
   if (p.batch * p.length == 0) return g;
   const Tensor given = ready(upstream);
-  const Tokens upstreams(given), outs(s.out);
-  const float *out = floats(s.out), *denominators = floats(s.denominators), *memory = floats(s.memory), *sums = floats(s.sums);
+  const Tokens upstreams(given);
+  const float *denominators = floats(s.denominators), *memory = floats(s.memory), *sums = floats(s.sums);
   const float *alpha = floats(s.alpha), *meanQuery = floats(s.meanQuery);
   float *dq = g.query.mutable_data_ptr<float>(), *dk = g.key.mutable_data_ptr<float>(), *dv = g.value.mutable_data_ptr<float>();
   const auto place = [&](int64_t b, int64_t t, int64_t h) { return (b * p.length + t) * p.width + h * p.d; };
@@ -507,53 +683,24 @@ Gradients backward(const Problem& p, const Saved& s, const Tensor& upstream) {
   std::vector<float> partial(p.batch * p.pieces * (states + keys));
   p.overPieces([&](int64_t b, int64_t task, int64_t begin, int64_t end) {
     Tiles tiles(p);
-    std::vector<float> joined(p.dk);
     float bottom[kTile];
     float* totals = partial.data() + task * (states + keys);
     for (int64_t t = begin; t < end; t += kTile) {
       const int64_t rows = std::min(kTile, end - t);
       for (int64_t h = 0; h < heads; ++h) {
         const int64_t head = b * heads + h;
-        const int64_t nextQuery = p.queries.next(h, heads, p.d), nextUpstream = upstreams.next(h, heads, p.vd);
-        const int64_t nextOut = outs.next(h, heads, p.vd);
-        for (int64_t i = 0; i < kTile; ++i) {
-          float *plain = tiles.plain + i * p.dk, *turned = tiles.turned + i * p.dk, *top = tiles.values + i * p.dv;
-          if (i >= rows) {
-            std::memset(turned, 0, sizeof(float) * p.dk);
-            std::memset(top, 0, sizeof(float) * p.dv);
-            continue;
-          }
-          ask(p.q(b, t + i, h) + nextQuery, p.d), ask(upstreams.at(b, t + i) + h * p.vd + nextUpstream, p.vd);
-          ask(out + valuePlace(b, t + i, h) + nextOut, p.vd);
-          loadFeatures(p.q(b, t + i, h), nullptr, 1, p.d, p.isRelu, p.rotated, p.dk, plain);
-          if (p.rotated) {
-            p.rotate(plain, t + i, 1, turned);
-            for (int64_t c = p.d; c < p.dk; ++c) turned[c] = 0;
-          } else {
-            std::memcpy(turned, plain, sizeof(float) * p.dk);
-          }
-          const float inverse = 1 / denominators[head * p.length + t + i];
-          const float* dy = upstreams.at(b, t + i) + h * p.vd;
-          scaleInto(dy, inverse, p.vd, top);
-          for (int64_t c = p.vd; c < p.dv; ++c) top[c] = 0;
-          bottom[i] = -dot(top, out + valuePlace(b, t + i, h), p.vd);
-          addScaled(plain, bottom[i], p.dk, totals + states + h * p.dk);
-        }
-        transposeBlock(tiles.turned, p.dk, kTile, p.dk, tiles.columns, kTile);
-        product(p.dk, p.dv, kTile, tiles.columns, kTile, tiles.values, p.dv, totals + h * p.dk * p.dv, p.dv, true);
-        product(kTile, p.dk, p.dv, tiles.values, p.dv, memoryColumns.data() + head * p.dk * p.dv, p.dk, tiles.other, p.dk, false);
-        for (int64_t i = 0; i < rows; ++i) {
-          float* row = tiles.other + i * p.dk;
-          if (p.rotated) p.rotate(row, t + i, -1, row);
-          addScaled(sums + head * p.dk, bottom[i], p.d, row);
-          float* to = dq + place(b, t + i, h);
-          const float* from = row;
-          if (p.rotated) joinPairs(row, p.d, joined.data()), from = joined.data();
-          if (p.o.reweighted)
-            std::memcpy(to, from, sizeof(float) * p.d);
-          else
-            finishGradient(p.q(b, t + i, h), nullptr, from, nullptr, 0, p.d, p.isRelu, to);
-        }
+        const float* denominator = denominators + head * p.length + t;
+        p.loadQueries(b, t, rows, h, tiles.plain);
+        const float* turned = p.turnedRows(tiles.plain, t, rows, tiles.turned);
+        loadQuotients(upstreams.rows(b, t, rows, h, heads, p.vd), denominator, p.vd, p.dv, tiles.values);
+        addOuterProducts(p, tiles, turned, rows, totals + h * p.dk * p.dv);
+        product(rows, p.dk, p.dv, tiles.values, p.dv, memoryColumns.data() + head * p.dk * p.dv, p.dk, tiles.other, p.dk, false);
+        p.rotateRows(tiles.other, t, rows, -1);
+        bottomGradients(tiles.other, tiles.plain, denominator, rows, p.dk, bottom);
+        addRows(tiles.plain, bottom, rows, p.dk, totals + states + h * p.dk);
+        if (p.o.reweighted) addToRows(sums + head * p.dk, bottom, rows, p.dk, tiles.other);
+        else finishRows(tiles.plain, sums + head * p.dk, bottom, rows, p.dk, p.isRelu, tiles.other);
+        storeRows(tiles.other, nullptr, rows, p.dk, p.d, p.rotated, dq + place(b, t, h), p.width);
       }
     }
   });
@@ -577,46 +724,42 @@ Gradients backward(const Problem& p, const Saved& s, const Tensor& upstream) {
       const int64_t rows = std::min(kTile, end - t);
       for (int64_t h = 0; h < heads; ++h) {
         const int64_t head = b * heads + h;
-        const int64_t nextKey = p.keys.next(h, heads, p.d), nextValue = p.values.next(h, heads, p.vd);
-        for (int64_t i = 0; i < kTile; ++i) {
-          float *plain = tiles.plain + i * p.dk, *turned = tiles.turned + i * p.dk, *values = tiles.values + i * p.dv;
-          if (i >= rows || !p.isReal(b, t + i)) {
-            std::memset(turned, 0, sizeof(float) * p.dk);
-            std::memset(values, 0, sizeof(float) * p.dv);
-            continue;
-          }
-          ask(p.k(b, t + i, h) + nextKey, p.d), ask(p.v(b, t + i, h) + nextValue, p.vd);
-          loadFeatures(p.k(b, t + i, h), p.position(t + i, h), 1, p.d, p.isRelu, p.rotated, p.dk, plain);
-          const float weight = alpha ? alpha[head * p.length + t + i] : 1.0f;
-          scaleInto(plain, weight, p.dk, turned);
-          if (p.rotated) p.rotate(turned, t + i, 1, turned);
-          std::memcpy(values, p.v(b, t + i, h), sizeof(float) * p.vd);
-          for (int64_t c = p.vd; c < p.dv; ++c) values[c] = 0;
+        const float* weights = alpha ? alpha + head * p.length + t : nullptr;
+        p.loadKeys(b, t, rows, h, nullptr, tiles.plain);
+        const float* turned = tiles.plain;
+        if (alpha) {
+          weighRows(tiles.plain, weights, rows, p.dk, tiles.turned);
+          p.rotateRows(tiles.turned, t, rows, 1);
+          turned = tiles.turned;
+        } else {
+          turned = p.turnedRows(tiles.plain, t, rows, tiles.turned);
         }
-        product(kTile, p.dv, p.dk, tiles.turned, p.dk, memoryGradient.data() + head * p.dk * p.dv, p.dv, tiles.result, p.dv, false);
-        product(kTile, p.dk, p.dv, tiles.values, p.dv, gradientColumns.data() + head * p.dk * p.dv, p.dk, tiles.other, p.dk, false);
-        for (int64_t i = 0; i < rows; ++i) {
-          float* to = dk + place(b, t + i, h);
-          std::memcpy(dv + valuePlace(b, t + i, h), tiles.result + i * p.dv, sizeof(float) * p.vd);
+        p.loadValues(b, t, rows, h, tiles.values);
+        float* to = dk + place(b, t, h);
+        // Tokens that aren't there have keys of zero, hence values without gradient.
+        product(
+            rows, p.vd, p.dk, turned, p.dk, memoryGradient.data() + head * p.dk * p.dv, p.dv, dv + valuePlace(b, t, h), heads * p.vd, false);
+        product(rows, p.dk, p.dv, tiles.values, p.dv, gradientColumns.data() + head * p.dk * p.dv, p.dk, tiles.other, p.dk, false);
+        p.rotateRows(tiles.other, t, rows, -1);
+        if (!alpha) {
+          finishRows(tiles.plain, sumGradient.data() + head * p.dk, nullptr, rows, p.dk, p.isRelu, tiles.other);
+          storeRows(tiles.other, p.keepsFrom(b, t), rows, p.dk, p.d, p.rotated, to, p.width);
+          continue;
+        }
+        for (int64_t i = 0; i < rows; ++i, to += p.width) {
+          float& slope = weightGradient[head * p.length + t + i];
           if (!p.isReal(b, t + i)) {
             std::memset(to, 0, sizeof(float) * p.d);
-            if (alpha) weightGradient[head * p.length + t + i] = 0;
+            slope = 0;
             continue;
           }
-          float* row = tiles.other + i * p.dk;
-          if (p.rotated) p.rotate(row, t + i, -1, row);
+          float *row = tiles.other + i * p.dk, *plain = tiles.plain + i * p.dk;
           addScaled(sumGradient.data() + head * p.dk, 1, p.d, row);
-          const float* from = row;
-          if (p.rotated) joinPairs(row, p.d, joined.data()), from = joined.data();
-          if (!alpha) {
-            finishGradient(p.k(b, t + i, h), p.position(t + i, h), from, nullptr, 0, p.d, p.isRelu, to);
-            continue;
-          }
-          const float weight = alpha[head * p.length + t + i], slope = dot(row, tiles.plain + i * p.dk, p.d);
-          weightGradient[head * p.length + t + i] = slope;
-          totals[keys + h] += weight * slope;
-          addScaled(tiles.plain + i * p.dk, weight * slope, p.dk, totals + h * p.dk);
-          scaleInto(from, weight, p.d, to);
+          slope = dot(row, plain, p.d);
+          totals[keys + h] += weights[i] * slope;
+          addScaled(plain, weights[i] * slope, p.dk, totals + h * p.dk);
+          if (p.rotated) joinPairs(row, p.d, joined.data()), row = joined.data();
+          scaleInto(row, weights[i], p.d, to);
         }
       }
     }

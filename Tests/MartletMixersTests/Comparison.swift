@@ -24,7 +24,7 @@ struct MixerCase: Sendable, CustomStringConvertible {
   var description: String { "\(name)\(isCausal ? "" : " (bidirectional)")" }
 
   /// Forms that go through a Fourier transform, where "nothing changes" holds to rounding only.
-  var usesFourier: Bool { ["s4", "s4d", "dlr", "selective_s4", "sgconv"].contains(name) }
+  var usesFourier: Bool { ["s4", "s4d", "dlr", "selective_s4", "sgconv", "lmu"].contains(name) }
 
   /// Options under which every output depends on every input: a mixer that drops tokens is told to keep all.
   var seeingEverything: JSONObject { name == "selective_s4" ? ["ratio": 0] : [:] }

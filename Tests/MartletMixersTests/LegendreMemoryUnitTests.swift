@@ -10,18 +10,19 @@ import Testing
 
   // MARK: Check 1
 
-  /// Block boundaries are at multiples of 16 and of 256.
+  /// Block boundaries are at multiples of 16 and of 256. In float32, memories from zeros are transformed.
   @Test(arguments: [1, 15, 16, 17, 255, 256, 257, 600], [DType.float32, .float64])
   func blocksAndConvolutionGiveTheRecurrence(_ length: Int, _ dtype: DType) {
-    let (a, b) = system(12, 40)
+    let (a, b) = system(20, 40)
     let (A, B) = (a.to(dtype), b.to(dtype))
     let u = normal([2, length], dtype).relu()
-    let start = normal([2, 12], seed: 2, dtype)
+    let start = normal([2, 20], seed: 2, dtype)
     let exact = legendreMemoryReference(u.to(.float64), A: A.to(.float64), B: B.to(.float64))
     let continued = legendreMemoryReference(u.to(.float64), A: A.to(.float64), B: B.to(.float64), from: start.to(.float64))
     let tolerance = dtype == .float64 ? 1e-10 : 1e-5
     for (name, found, expected) in [
-      ("blocks", legendreMemory(u, A: A, B: B), exact), ("blocks from a state", legendreMemory(u, A: A, B: B, from: start), continued),
+      ("blocks", legendreMemory(u, A: A, B: B, from: .zeros([2, 20], dtype: dtype)), exact),
+      ("transforms", legendreMemory(u, A: A, B: B), exact), ("blocks from a state", legendreMemory(u, A: A, B: B, from: start), continued),
       ("convolution", legendreMemoryConvolution(u, A: A, B: B), exact),
       ("recurrence in \(dtype)", legendreMemoryReference(u, A: A, B: B, from: start), continued),
     ] {
@@ -36,7 +37,10 @@ import Testing
     // The matrices in the numbers that float32 has, or their powers would differ.
     let (A, B) = (a.to(.float32), b.to(.float32))
     let exact = legendreMemoryConvolution(u.to(.float64), A: A.to(.float64), B: B.to(.float64))
-    for (name, found) in [("blocks", legendreMemory(u, A: A, B: B)), ("convolution", legendreMemoryConvolution(u, A: A, B: B))] {
+    for (name, found) in [
+      ("blocks", legendreMemory(u, A: A, B: B, from: .zeros([1, 64]))), ("transforms", legendreMemory(u, A: A, B: B)),
+      ("convolution", legendreMemoryConvolution(u, A: A, B: B)),
+    ] {
       let error = relativeError(found, exact)
       #expect(error <= 1e-5, "\(name): \(error), allowed 1e-5")
     }
@@ -55,6 +59,37 @@ import Testing
     {
       let error = relativeError(found, reference)
       #expect(error <= 1e-10, "\(name): \(error), allowed 1e-10")
+    }
+  }
+
+  /// The gradient of the input by the transforms: more signals than lanes of one, lengths and widths that fill no vector, gradients that stand
+  /// out of order or are one number.
+  @Test(arguments: [(1, 64, 16), (3, 100, 20), (18, 70, 5), (2, 1500, 33)])
+  func gradientsOfTheTransformsAreThoseOfTheConvolution(_ batch: Int, _ length: Int, _ d: Int) {
+    let (A, B) = system(d, Double(length) / 2)
+    let memory = LegendreMemory(A: A, B: B)
+    let u = normal([batch, length])
+    let seed = normal([batch, d, length], seed: 3).swappedAxes(1, 2)
+    func gradients(_ dtype: DType, _ form: (Tensor) -> Tensor) -> [Tensor] {
+      let leaf = u.to(dtype).tracked()
+      let ofSum = gradient(of: form(leaf).sum(), with: [leaf])[0]!
+      return [gradient(of: form(leaf), with: [leaf], seed: seed.to(dtype))[0]!, ofSum]
+    }
+    let expected = gradients(.float64) { legendreMemoryConvolution($0, A: A, B: B) }
+    for (name, found, reference) in zip3(["rows", "sum"], gradients(.float32) { memory($0) }, expected) {
+      let error = relativeError(found, reference)
+      #expect(error <= 1e-5, "\(name), [\(batch), \(length), \(d)]: \(error), allowed 1e-5")
+    }
+  }
+
+  /// What is kept of one length serves others; other matrices are another memory.
+  @Test func aMemoryServesSignalsOfAnyLength() {
+    let (A, B) = system(8, 50)
+    let memory = LegendreMemory(A: A, B: B)
+    for length in [100, 64, 97, 300, 1, 100, 1000, 65, 2000, 100] {
+      let u = normal([1, length], seed: UInt64(length))
+      let error = relativeError(memory(u), legendreMemoryConvolution(u.to(.float64), A: A, B: B))
+      #expect(error <= 1e-5, "L = \(length): \(error), allowed 1e-5")
     }
   }
 

@@ -91,7 +91,8 @@ import Testing
     }
   }
 
-  @Test(arguments: MixerCase.causal.filter { !$0.usesFourier }, [1, 30, 64])
+  /// In float64 the Legendre memory is made of products.
+  @Test(arguments: MixerCase.causal.filter { !$0.usesFourier || $0.name == "lmu" }, [1, 30, 64])
   func theFutureChangesNoBitOfTheReferenceForm(_ mixerCase: MixerCase, _ position: Int) throws {
     let mixer = try mixerCase.make(length: 70, dtype: .float64)
     withoutGradient {

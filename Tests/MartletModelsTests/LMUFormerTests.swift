@@ -35,19 +35,24 @@ import Testing
 
   // MARK: Check 6
 
-  @Test(arguments: [false, true]) func anOutputSeesDelayFramesAheadAndNoMore(_ spiking: Bool) throws {
+  /// In float32 the memory is made by Fourier transforms, in which a frame changes all others by rounding.
+  @Test(arguments: [(false, DType.float64), (true, .float64), (false, .float32)])
+  func anOutputSeesDelayFramesAheadAndNoMore(_ spiking: Bool, _ dtype: DType) throws {
     for convolutions in [1, 3, 4] {
       let model = try model(spiking: spiking, convolutions: convolutions)
-      let x = frames(40, batch: 6)
+      model.to(dtype)
+      let x = frames(40, batch: 6).to(dtype)
       let position = 24
       let changed = x.copy()
-      changed[.all, position] = Tensor.randomNormal([6, 5], generator: generator(4)) * 5.0
+      changed[.all, position] = Tensor.randomNormal([6, 5], generator: generator(4)).to(dtype) * 5.0
       withoutGradient {
         let difference = (model.framewise(x) - model.framewise(changed)).abs().sum(axes: [0, 2]).toArray(Double.self)
         let last = position - model.delay
-        #expect(difference[..<last].allSatisfy { $0 == 0 }, "\(convolutions) convolutions: \(difference[..<last])")
+        let allowed = dtype == .float64 ? 0 : 1e-5 * model.framewise(x).abs().max().item()
+        let early = difference[..<last].max() ?? 0
+        #expect(early <= allowed, "\(convolutions) convolutions: an output before \(last) changed by \(early), allowed \(allowed)")
         // Spikes may hide a change of one frame; real values don't.
-        if !spiking { #expect(difference[last] > 1e-6, "output \(last) doesn't see input \(position)") }
+        if !spiking { #expect(difference[last] > 1e-4, "output \(last) doesn't see input \(position)") }
         #expect(difference[position...].max() ?? 0 > 1e-4)
       }
     }

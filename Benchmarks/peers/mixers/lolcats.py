@@ -43,6 +43,18 @@ def attend(q, k, v, fq, fk, factor, w=64):
     return (top / bottom).view(batch, heads, n * w, -1)[:, :, :length]
 
 
+def attend_by_all_pairs(q, k, v, fq, fk, factor, w=64):
+    """What the public code trains with (hybrid_attention_quadratic): both attentions as L x L weights."""
+    length = q.shape[2]
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    near, far = (distance >= 0) & (distance < w), distance >= w
+    scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(~near, -1e8)
+    soft = factor[:, None, None] * torch.exp(scores - scores.amax(-1, keepdim=True))
+    linear = (fq @ fk.transpose(-1, -2)).masked_fill(~far, 0)
+    bottom = soft.sum(-1, keepdim=True) + linear.sum(-1, keepdim=True)
+    return (soft + linear) @ v / bottom
+
+
 class Hybrid(torch.nn.Module):
     def __init__(self, width, heads, window=64):
         super().__init__()
@@ -73,6 +85,17 @@ def layer(width, heads, length):
     return Hybrid(width, heads)
 
 
-def operator(width, heads, length):
+def inputs(width, heads, length):
     q, k, v, a, b = gla.heads_of(width, heads, length, 5)
-    return [q, k, v, a.softmax(-1), b.softmax(-1), torch.full((heads,), 0.1)], attend
+    return [q, k, v, a.softmax(-1), b.softmax(-1), torch.full((heads,), 0.1)]
+
+
+def operator(width, heads, length):
+    return inputs(width, heads, length), attend
+
+
+PUBLISHED_LENGTHS = (1024, 4096)
+
+
+def published(width, heads, length):
+    return inputs(width, heads, length), attend_by_all_pairs

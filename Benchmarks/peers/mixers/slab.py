@@ -2,7 +2,6 @@
 one depthwise 5×5 convolution that every head runs as an image of its own."""
 
 import torch
-from mixers import gla
 
 
 def attend(q, k, v):
@@ -12,6 +11,16 @@ def attend(q, k, v):
     if length > width:
         return torch.einsum("bic,bcd,bi->bid", q, torch.einsum("bjc,bjd->bcd", k, v), z)
     return torch.einsum("bij,bjd,bi->bid", torch.einsum("bic,bjc->bij", q, k), v, z)
+
+
+def split(x, heads):
+    batch, length, width = x.shape
+    return x.view(batch, length, heads, -1).transpose(1, 2).reshape(batch * heads, length, -1)
+
+
+def join(y, batch):
+    """[B H, L, d] -> [B, L, H d]."""
+    return y.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2)
 
 
 class Simplified(torch.nn.Module):
@@ -26,18 +35,14 @@ class Simplified(torch.nn.Module):
         self.positions = torch.nn.Parameter(torch.zeros(1, length, width))
         self.output = torch.nn.Linear(width, width)
 
-    def split(self, x):
-        batch, length, width = x.shape
-        return x.view(batch, length, self.heads, -1).transpose(1, 2).reshape(batch * self.heads, length, -1)
-
     def forward(self, x):
         batch, length, width = x.shape
         q, k, v = self.qkv(x).reshape(batch, length, 3, width).unbind(2)
-        q, k, v = self.split(q.relu()), self.split((k + self.positions).relu()), self.split(v)
+        q, k, v = (split(y, self.heads) for y in (q.relu(), (k + self.positions).relu(), v))
         y = attend(q, k, v)
         image = v.transpose(1, 2).reshape(batch * self.heads, -1, length // self.columns, self.columns)
         y = y + self.convolution(image).flatten(2).transpose(1, 2)
-        return self.output(y.view(batch, self.heads, length, -1).transpose(1, 2).reshape(x.shape))
+        return self.output(join(y, batch))
 
 
 def layer(width, heads, length):
@@ -45,5 +50,6 @@ def layer(width, heads, length):
 
 
 def operator(width, heads, length):
-    inputs = [x.flatten(0, 1) for x in gla.heads_of(width, heads, length, 3)]
-    return inputs, lambda q, k, v: attend(q.relu(), k.relu(), v)
+    """From tokens to tokens, as ours: the heads are split and joined inside."""
+    inputs = [torch.randn(1, length, width) for _ in range(3)]
+    return inputs, lambda q, k, v: join(attend(*(split(y, heads) for y in (q.relu(), k.relu(), v))), 1)

@@ -10,8 +10,8 @@ import MartletNN
 /// trained. In the spiking form (LMUFormer, Liu et al. 2024, arXiv 2402.04882, §3.3) u, m and h pass through batch norm and
 /// ``LIFNeuron`` in place of relu: what is fed back is m itself, not its spikes, so that the memory stays linear.
 ///
-/// The memory of a whole sequence is made of matrix products (``legendreMemory(_:A:B:from:)``), linear in its length; the state is d
-/// numbers a sequence, and one membrane potential each for u, m and h of a spiking unit.
+/// The memory of a whole sequence is made by Fourier transforms or, from a state, by matrix products (``legendreMemory(_:A:B:from:)``); the
+/// state is d numbers a sequence, and one membrane potential each for u, m and h of a spiking unit.
 public final class LegendreMemoryUnit: Module, RecurrentMixer {
   public struct Configuration: Sendable {
     public var width: Int
@@ -47,7 +47,7 @@ public final class LegendreMemoryUnit: Module, RecurrentMixer {
   @Child(key: "bn_m") public var memoryNorm: BatchNorm?
   @Child(key: "bn_h") public var hiddenNorm: BatchNorm?
   private let neuron = LIFNeuron()
-  private let blocks = LegendreBlocks()
+  private let forms = LegendreForms()
 
   public var isCausal: Bool { true }
 
@@ -75,20 +75,21 @@ public final class LegendreMemoryUnit: Module, RecurrentMixer {
   /// Padding stands at the end, where a causal mixer's real outputs don't see it; the mask only keeps it out of batch statistics.
   public func callAsFunction(_ x: Tensor, _ context: MixingContext) -> Tensor {
     var state = initialState(batch: x.dim(0), like: x)
-    return run(x, &state, mask: context.mask)
+    return run(x, &state, isFresh: true, mask: context.mask)
   }
 
-  private func run(_ x: Tensor, _ state: inout State, mask: Tensor? = nil) -> Tensor {
+  /// - Parameter isFresh: whether the memory of `state` is zero.
+  private func run(_ x: Tensor, _ state: inout State, isFresh: Bool = false, mask: Tensor? = nil) -> Tensor {
     let u = activated(input(x), inputNorm, &state.membranes, 0, mask)
     let signal = u.squeezed(-1)
     // State arithmetic is in float32 at least.
     let wide = signal.dtype == .float64 ? signal : signal.to(.float32)
-    let start = state.memory.to(wide.dtype)
+    let start = isFresh ? nil : state.memory.to(wide.dtype)
     let m: Tensor
     if KernelChoice.referenceOnly {
       m = legendreMemoryReference(wide, A: transition.to(wide.dtype), B: write.to(wide.dtype), from: start)
     } else {
-      m = legendreMemory(wide, blocks: blocks.of(transition, write, like: wide), from: start)
+      m = LegendreMemory(forms, transition, write)(wide, from: start)
     }
     state.memory = m.selected(axis: 1, x.dim(1) - 1)
     return read(x, m.to(x.dtype), &state.membranes, mask)
@@ -147,16 +148,24 @@ public final class LegendreMemoryUnit: Module, RecurrentMixer {
   public func multiplyAdds(length: Int) -> Int {
     let c = configuration
     let maps = [input, hidden, output].compactMap { $0?.multiplyAdds() }.reduce(0, +)
-    return length * (maps + c.memory * (c.memory + LegendreBlocks.chunk))
+    let transform = Int((2.5 * log2(Double(max(length, 2)))).rounded(.up))
+    return length * (maps + c.memory * min(transform, c.memory + LegendreForms.chunk))
   }
 }
 
 // MARK: The memory of a sequence
 
 private let product = Operator("martlet::linear")
+private let filterBank = Operator("martlet::filter_bank")
+private let filterSpectra = Operator("martlet::filter_spectra")
 
-/// m_t = Ā m_{t−1} + B̄ u_t for every t, by matrix products in time and memory linear in the length.
+/// m_t = Ā m_{t−1} + B̄ u_t for every t. A and B receive no gradients.
 ///
+/// From zeros it is the convolution of u with the d impulse responses Ā^l B̄, whose Fourier transforms are kept (Chilkuri & Eliasmith 2021,
+/// eqs. 23–26): 5 log₂ L operations a position and coefficient, in the family's transforms, which work within the cache. That is faster
+/// than the products below from 8 positions on.
+///
+/// From a state, in float64 and on other devices it is matrix products in time and memory linear in the length.
 /// A chunk of 16 positions is one product: its states are linear in the state before it and its 16 inputs,
 ///
 ///     [m_1 … m_16] = [m_0; u_1 … u_16] W,    W = (Ā^t for m_0; Ā^{t−s} B̄ for u_s, s ≤ t)
@@ -164,29 +173,25 @@ private let product = Operator("martlet::linear")
 /// and all chunks together are one matrix product. The states before the chunks come from the same product with blocks of 256
 /// positions, of which every sixteenth state is made; only one vector in 256 positions is carried in sequence.
 ///
-/// The alternative, a Fourier transform of the d impulse responses (``legendreMemoryConvolution(_:A:B:)``), needs fewer operations
-/// but moves d rows of twice the length through memory several times, and is not linear. At d = 256 PyTorch's takes 0.45, 0.73 and 0.88
-/// of this one's time at 1k, 4k and 16k positions (Benchmarks/MIXERS.md).
-///
 /// - Parameters:
 ///   - u: [B, L]; A: [d, d]; B: [d].
 ///   - from: the state before the first position, [B, d]; `nil` for zeros.
-/// - Returns: [B, L, d]. A and B receive no gradients.
+/// - Returns: [B, L, d].
 public func legendreMemory(_ u: Tensor, A: Tensor, B: Tensor, from start: Tensor? = nil) -> Tensor {
-  LegendreMemory(A: A, B: B, like: u)(u, from: start)
+  LegendreMemory(A: A, B: B)(u, from: start)
 }
 
-/// ``legendreMemory(_:A:B:from:)`` of one Ā and B̄ for many signals: the powers of Ā are made once.
+/// ``legendreMemory(_:A:B:from:)`` of one Ā and B̄ for many signals: what is made of them is kept.
 public struct LegendreMemory: Sendable {
-  private let blocks: LegendreBlocks.Matrices
-  private let width: Int
+  private let forms: LegendreForms
 
   /// - Parameters:
   ///   - A: [d, d]; B: [d].
-  ///   - like: of the signals' type and device.
-  public init(A: Tensor, B: Tensor, like u: Tensor) {
-    blocks = LegendreBlocks.make(A, B, like: u)
-    width = A.dim(0)
+  public init(A: Tensor, B: Tensor) { self.init(LegendreForms(), A, B) }
+
+  fileprivate init(_ forms: LegendreForms, _ A: Tensor, _ B: Tensor) {
+    forms.set(A, B)
+    self.forms = forms
   }
 
   /// - Parameters:
@@ -194,13 +199,17 @@ public struct LegendreMemory: Sendable {
   ///   - from: the state before the first position, [B, d]; `nil` for zeros.
   /// - Returns: [B, L, d].
   public func callAsFunction(_ u: Tensor, from start: Tensor? = nil) -> Tensor {
-    legendreMemory(u, blocks: blocks, from: start ?? .zeros([u.dim(0), width], dtype: u.dtype, device: u.device))
+    if start == nil, u.dim(1) > 0, fusedKernelsServe(u) {
+      let (spectra, capacity) = forms.spectra(length: u.dim(1))
+      return filterBank(.tensor(u), .tensor(spectra), .int(forms.width), .int(capacity))
+    }
+    return blockwise(u, forms.matrices(like: u), from: start ?? .zeros([u.dim(0), forms.width], dtype: u.dtype, device: u.device))
   }
 }
 
-private func legendreMemory(_ u: Tensor, blocks: LegendreBlocks.Matrices, from start: Tensor) -> Tensor {
+private func blockwise(_ u: Tensor, _ matrices: LegendreForms.Matrices, from start: Tensor) -> Tensor {
   let (batch, length, d) = (u.dim(0), u.dim(1), start.dim(1))
-  let (chunk, block) = (LegendreBlocks.chunk, LegendreBlocks.block)
+  let (chunk, block) = (LegendreForms.chunk, LegendreForms.block)
   func cut(_ size: Int) -> Tensor {
     let count = (length + size - 1) / size
     let whole = count * size == length ? u : u.padded([0, count * size - length])
@@ -211,16 +220,16 @@ private func legendreMemory(_ u: Tensor, blocks: LegendreBlocks.Matrices, from s
   var starts = start.expandedDimension(1)  // [B, n, d]: the states before the chunks
   if pieces.dim(1) > 1 {
     let wide = cut(block)  // [B, k, 256]
-    let last = blocks.block[(blocks.block.dim(0) - d)...]
+    let last = matrices.block[(matrices.block.dim(0) - d)...]
     var states = [start]
     for i in 1..<max(1, wide.dim(1)) {
       states.append(multiply(concatenated([states[i - 1], wide.selected(axis: 1, i - 1)], axis: -1), last))
     }
     let before = stacked(states, axis: 1)
-    let inner = multiply(concatenated([before, wide], axis: -1), blocks.block[..<(blocks.block.dim(0) - d)])  // [B, k, 15 d]
+    let inner = multiply(concatenated([before, wide], axis: -1), matrices.block[..<(matrices.block.dim(0) - d)])  // [B, k, 15 d]
     starts = concatenated([before, inner], axis: -1).reshaped(batch, -1, d).narrowed(axis: 1, start: 0, length: pieces.dim(1))
   }
-  let m = multiply(concatenated([starts, pieces], axis: -1), blocks.chunk)  // [B, n, 16 d]
+  let m = multiply(concatenated([starts, pieces], axis: -1), matrices.chunk)  // [B, n, 16 d]
   return m.reshaped(batch, -1, d).narrowed(axis: 1, start: 0, length: length)
 }
 
@@ -253,13 +262,15 @@ func legendreResponses(_ A: Tensor, _ B: Tensor, length: Int) -> Tensor {
   return responses.narrowed(axis: 1, start: 0, length: length)
 }
 
-/// The matrices of the blockwise memory, made in float64 and kept as long as Ā and B̄ are the same.
-private final class LegendreBlocks: @unchecked Sendable {
+/// What is made of Ā and B̄, in float64, when it is first asked for, and kept as long as they are the same.
+private final class LegendreForms: @unchecked Sendable {
   /// Positions whose states one product makes. At d = 256 the product is 17/16 of the d² a position that any carry costs; longer
   /// chunks would only make the matrix larger, shorter ones the carry more frequent.
   static let chunk = 16
   /// Positions between two states carried in sequence.
   static let block = 256
+  /// Spectra of so many lengths are kept, 8 d bytes a position.
+  private static let keptSpectra = 4
 
   struct Matrices {
     /// [16 d, d + 16]: the states of a chunk.
@@ -269,38 +280,69 @@ private final class LegendreBlocks: @unchecked Sendable {
   }
 
   private let lock = NSLock()
-  private var known: (A: Tensor, B: Tensor, matrices: Matrices)?
+  private var system: (A: Tensor, B: Tensor)?
+  private var matrices: Matrices?
+  private var spectra: [(capacity: Int, spectra: Tensor)] = []  // last used last
 
-  func of(_ A: Tensor, _ B: Tensor, like x: Tensor) -> Matrices {
-    lock.lock()
-    defer { lock.unlock() }
-    if let known, known.matrices.chunk.dtype == x.dtype, known.matrices.chunk.device == x.device, known.A.dtype == A.dtype,
-      known.A.device == A.device, known.A.isEqual(to: A), known.B.isEqual(to: B)
-    {
-      return known.matrices
+  var width: Int { lock.withLock { system?.B.dim(0) ?? 0 } }
+
+  func set(_ A: Tensor, _ B: Tensor) {
+    lock.withLock {
+      if let system, system.A.dtype == A.dtype, system.A.device == A.device, system.A.isEqual(to: A), system.B.isEqual(to: B) { return }
+      withoutGradient { system = (A.detached().copy(), B.detached().copy()) }
+      (matrices, spectra) = (nil, [])
     }
-    let matrices = Self.make(A, B, like: x)
-    known = (A.detached().copy(), B.detached().copy(), matrices)
-    return matrices
   }
 
-  static func make(_ A: Tensor, _ B: Tensor, like x: Tensor) -> Matrices {
-    withoutGradient {
-      let (a, b) = (A.detached().to(.cpu).to(.float64), B.detached().to(.cpu).to(.float64))
-      let responses = legendreResponses(a, b, length: block)
-      func states(of length: Int, every stride: Int) -> Tensor {
-        let jump = a.matrixPower(stride)
-        var power = jump
-        var rows: [Tensor] = []
-        for end in Swift.stride(from: stride, through: length, by: stride) {
-          // [d, d + length]: Ā^end for the state before, Ā^{end − s} B̄ for the input s = 1 … end, nothing for later ones.
-          let ofInputs = responses.narrowed(axis: 1, start: 0, length: end).flipped(axis: 1)
-          rows.append(concatenated([power, ofInputs.padded([0, length - end])], axis: 1))
-          if end < length { power = power.matmul(jump) }
-        }
-        return concatenated(rows).to(x.dtype).to(x.device)
+  private var exact: (A: Tensor, B: Tensor) {
+    guard let system else { preconditionFailure("Ā and B̄ have not been set") }
+    return (system.A.to(.cpu).to(.float64), system.B.to(.cpu).to(.float64))
+  }
+
+  func matrices(like x: Tensor) -> Matrices {
+    lock.withLock {
+      if let matrices, matrices.chunk.dtype == x.dtype, matrices.chunk.device == x.device { return matrices }
+      let made = withoutGradient { make(like: x) }
+      matrices = made
+      return made
+    }
+  }
+
+  private func make(like x: Tensor) -> Matrices {
+    let (a, b) = exact
+    let responses = legendreResponses(a, b, length: Self.block)
+    func states(of length: Int, every stride: Int) -> Tensor {
+      let jump = a.matrixPower(stride)
+      var power = jump
+      var rows: [Tensor] = []
+      for end in Swift.stride(from: stride, through: length, by: stride) {
+        // [d, d + length]: Ā^end for the state before, Ā^{end − s} B̄ for the input s = 1 … end, nothing for later ones.
+        let ofInputs = responses.narrowed(axis: 1, start: 0, length: end).flipped(axis: 1)
+        rows.append(concatenated([power, ofInputs.padded([0, length - end])], axis: 1))
+        if end < length { power = power.matmul(jump) }
       }
-      return Matrices(chunk: states(of: chunk, every: 1), block: states(of: block, every: chunk))
+      return concatenated(rows).to(x.dtype).to(x.device)
+    }
+    return Matrices(chunk: states(of: Self.chunk, every: 1), block: states(of: Self.block, every: Self.chunk))
+  }
+
+  /// The transforms of the impulse responses for signals of at least so many positions.
+  func spectra(length: Int) -> (spectra: Tensor, capacity: Int) {
+    // The transforms' sizes: a power of two times 1, 3 or 5.
+    let capacity = [1, 3, 5].map { odd in sequence(first: odd) { $0 * 2 }.first { $0 >= length } ?? length }.min() ?? length
+    return lock.withLock {
+      if let i = spectra.firstIndex(where: { $0.capacity == capacity }) {
+        let known = spectra.remove(at: i)
+        spectra.append(known)
+      } else {
+        let made = withoutGradient {
+          let (a, b) = exact
+          return filterSpectra(.tensor(legendreResponses(a, b, length: capacity).to(.float32)), .int(capacity))
+        }
+        spectra.append((capacity, made))
+        if spectra.count > Self.keptSpectra { spectra.removeFirst() }
+      }
+      return (spectra[spectra.count - 1].spectra, capacity)
     }
   }
 }

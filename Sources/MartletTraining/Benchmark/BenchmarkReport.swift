@@ -52,8 +52,8 @@ public struct BenchmarkReport: Codable, Sendable {
       - Date: \(day)
 
       """
-    let summary = MixerSummary(rows)
-    if !summary.isEmpty { text += "\n" + summary.markdown() }
+    let summary = MixerSummary(rows).markdown()
+    if !summary.isEmpty { text += "\n" + summary }
     var groups: [String] = []
     for row in rows where !groups.contains(row.group) { groups.append(row.group) }
     for group in groups {

@@ -111,6 +111,7 @@ public struct BenchmarkRunner {
     var rows: [BenchmarkRow] = []
     for other in benchmark.peers {
       do {
+        guard peer.cases.contains(other.name) else { throw PeerError(description: "no peer at this size") }
         try peer.select(other.name)
         let once = try peer.run(1)
         let otherCount = calls(once)

@@ -34,7 +34,8 @@ public struct MixerSummary: Sendable {
           series[place].seconds[point.length] = row.ours
           series[place].ratios[point.length] = row.ratio?.median
         }
-      case (BenchmarkCase.operatorGroup, "s"): series[place].operatorRatios[point.length] = row.ratio?.median
+      case (BenchmarkCase.operatorGroup, "s"):
+        if series[place].operatorRatios[point.length] == nil { series[place].operatorRatios[point.length] = row.ratio?.median }
       case (BenchmarkCase.layerGroup, _): series[place].bytes[point.length] = row.ours
       case (BenchmarkCase.stepGroup, "s"):
         if series[place].tokenSeconds[point.length] == nil { series[place].tokenSeconds[point.length] = row.ours }
@@ -72,14 +73,16 @@ public struct MixerSummary: Sendable {
     func cell(_ value: Double?, _ form: (Double) -> String) -> String { value.map(form) ?? "–" }
     func times(_ value: Double) -> String { Figure.fixed(value, value < 10 ? 1 : 0) + "×" }
     func row(_ cells: [String]) -> String { "| " + cells.joined(separator: " | ") + " |\n" }
+    guard !lengths.isEmpty || !contexts.isEmpty else { return "" }
     var text = "## Mixers side by side\n"
     if let longest = lengths.last {
       text += """
 
-        A layer with its projections, one sequence, forward and backward. “Reference” is the time of the method's public form in PyTorch \
+        A layer with its projections, one sequence, forward and backward. “Reference” is the time of the method's reference form in PyTorch \
         over ours, of the layer and then of the operator alone, without the projections that are the same on both \
-        sides; “softmax” that of our softmax attention over the mixer's, and the length from which on the mixer is faster; “growth” \
-        the exponent of time and of memory between the two greatest lengths (1 is linear).
+        sides. The form is that of the authors' code, but in chunks where that takes all pairs of tokens (norm_attention, lolcats; the \
+        authors' own stands among the operators below). “Softmax” is the time of our softmax attention over the mixer's, followed by the \
+        length from which on the mixer is faster; “growth” the exponent of time and of memory between the two greatest lengths (1 is linear).
 
 
         """
