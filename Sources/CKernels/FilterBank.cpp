@@ -4,10 +4,12 @@
 //     y_{t,c} = sum_{s=0..t} k_{c,s} u_{t-s}
 //
 // The filters are fixed, so their right-angle transforms (RightAngle.h) are made once and kept; what is left is one transform of the
-// signal and, for every sixteen filters, a product and one transform back, written in place as sixteen neighbouring channels. The gradient of the
-// signal is a sum over all filters, which is taken of the spectra: one transform for sixteen channels of the gradient, one transform back.
+// signal and, for every sixteen filters, a product and one transform back, written in place as sixteen neighbouring channels. The
+// gradient of the signal is a sum over all filters, which is taken of the spectra: one transform for every sixteen channels of the
+// gradient, and one back for up to sixteen signals.
 //
-// A step and filter cost 2.5 log2 n operations and 8 bytes of the kept spectrum in either direction, a carried state of d numbers 2 d.
+// A step and filter cost 5 log2 n operations and 8 bytes of the kept spectrum in either direction; carrying a state of d numbers
+// instead costs 2 d.
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
