@@ -11,7 +11,6 @@
 // d = 16, all diagonal, takes 2.2 µs forward and 6 µs backward.
 
 #include <ATen/ATen.h>
-#include <ATen/native/CPUBlas.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -21,6 +20,7 @@
 #include <tuple>
 #include <vector>
 
+#include "BlockProduct.h"
 #include "Lanes.h"
 #include "Parallel.h"
 
@@ -43,7 +43,7 @@ int64_t wholeVectors(int64_t n) { return (n + lanes::width - 1) / lanes::width *
 /// c [m, n] = (add ? c : 0) + a [m, k] b [k, n]; each with its own row stride.
 void blockProduct(int64_t m, int64_t n, int64_t k, const float* a, int64_t strideA, const float* b, int64_t strideB, float* c,
                   int64_t strideC, bool add) {
-  at::native::cpublas::brgemm(m, n, k, strideA, strideB, strideC, add, a, b, c, false);
+  blocks::product(m, n, k, a, strideA, b, strideB, c, strideC, add);
 }
 
 /// A [B, heads, length, width] tensor whose last dimension has stride 1.
@@ -507,7 +507,7 @@ struct Forward {
     float* const s = scratch.take(keyBlock * queryBlock);
     float* const biasT = scratch.take(keyBlock * queryBlock);
     float* const shrink = scratch.take(queryBlock);
-    const bool small = g.queryBlocks() == 1 && g.keyBlocks() == 1;
+    const bool small = g.queryBlocks() == 1 && g.keyBlocks() == 1 && blocks::usesBlockKernel();
     const float queryScale = g.softcap > 0 ? g.scale / g.softcap : g.scale * log2E;
 
     for (int64_t u = 0; u < count; ++u) {

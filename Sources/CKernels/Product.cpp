@@ -1,10 +1,9 @@
 #include "Product.h"
 
-#include <ATen/native/CPUBlas.h>
-
 #include <cstdlib>
 #include <new>
 
+#include "BlockProduct.h"
 #include "Transpose.h"
 #include "Vector.h"
 
@@ -66,7 +65,7 @@ MARTLET_VECTOR void addRows(const float* rows, int64_t count, int64_t stride, in
 void block(int64_t rows, int64_t width, int64_t depth, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
            int64_t ldc, bool add) {
   for (int64_t k = 0; k < depth; k += kDepth)
-    at::native::cpublas::brgemm(rows, width, std::min(kDepth, depth - k), lda, ldb, ldc, add || k > 0, a + k, b + k * ldb, c);
+    blocks::product(rows, width, std::min(kDepth, depth - k), a + k, lda, b + k * ldb, ldb, c, ldc, add || k > 0);
 }
 
 }  // namespace
@@ -197,11 +196,9 @@ void multiplyTransposed(const float* left, const float* right, int64_t tokens, i
       for (int64_t first = 0; first < width; first += kPanelColumns) {
         const int64_t taking = std::min(kPanelColumns, width - first);
         if (whole)
-          at::native::cpublas::brgemm(taken16, taking, whole, depth16, columns, width, t > 0, turned,
-                                      narrow + t * columns + column + first, sum + first);
+          blocks::product(taken16, taking, whole, turned, depth16, narrow + t * columns + column + first, columns, sum + first, width, t > 0);
         if (tailRows)
-          at::native::cpublas::brgemm(taken16, taking, 16, depth16, width, width, t > 0 || whole > 0, turned + whole,
-                                      tailRows + first, sum + first);
+          blocks::product(taken16, taking, 16, turned + whole, depth16, tailRows + first, width, sum + first, width, t > 0 || whole > 0);
       }
     }
     if (tokens == 0) std::fill_n(sum, taken16 * width, 0.0f);

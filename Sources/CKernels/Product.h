@@ -1,7 +1,7 @@
 #pragma once
-// Dense f32 products made of oneDNN's block kernel (at::native::cpublas::brgemm), the building brick of the linear
-// layer and of the feed-forward blocks. On AMD the BLAS that libtorch links (MKL) reaches less than half of the
-// machine's peak; these blocks reach 85-95 % of it (measured figures stand with the operators).
+// Dense f32 products made of block products (BlockProduct.h), the building brick of the linear layer and of the feed-forward
+// blocks. On AMD the BLAS that libtorch links (MKL) reaches less than half of the machine's peak; these blocks reach 85-95 % of
+// it (measured figures stand with the operators).
 //
 // The right factor of a product is first copied into panels of 64 columns, so that the block kernel reads it
 // contiguously (no TLB misses or cache-set conflicts from rows one page apart); the copy is 1/rows of the work.

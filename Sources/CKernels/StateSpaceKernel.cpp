@@ -17,7 +17,6 @@
 // state at 53 GB/s.
 
 #include <ATen/ATen.h>
-#include <ATen/native/CPUBlas.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -26,6 +25,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "BlockProduct.h"
 #include "Parallel.h"
 #include "Vector.h"
 
@@ -220,8 +220,7 @@ at::Tensor vandermonde(const at::Tensor& coefficient, const at::Tensor& transiti
       for (int64_t a = 0; a < rows; a += blockRows) {
         const int64_t begin = a * steps, count = std::min(blockRows * steps, length - begin);
         const bool whole = count == blockRows * steps;
-        at::native::cpublas::brgemm(blockRows, steps, width, width, steps, steps, false, starts + a * width, within,
-                                    whole ? out + begin : edge, false);
+        blocks::product(blockRows, steps, width, starts + a * width, width, within, steps, whole ? out + begin : edge, steps, false);
         if (!whole) std::copy_n(edge, count, out + begin);
       }
     }
@@ -274,7 +273,7 @@ std::tuple<at::Tensor, at::Tensor> vandermondeBackward(const at::Tensor& gradien
           std::fill(edge + count, edge + blockRows * steps, 0.0f);
           block = edge;
         }
-        at::native::cpublas::brgemm(blockRows, width, steps, steps, width, width, false, block, within, moments, false);
+        blocks::product(blockRows, width, steps, block, steps, within, width, moments, width, false);
         for (int64_t row = 0; row < std::min(blockRows, rows - a); ++row) {
           addMoments(moments + row * width, power.re.data(), power.im.data(), static_cast<double>((a + row) * steps), sums.data(),
                      states);

@@ -42,6 +42,18 @@ import Testing
     let lines = summary.markdown().split(separator: "\n").map(String.init)
     #expect(lines.contains { $0.hasPrefix("| gla |") && $0.contains("20×") && $0.contains("21×") && $0.contains("2.0×") })
     #expect(lines.contains { $0.hasPrefix("| gla |") && $0.hasSuffix("1.2× |") }, "\(lines)")
-    #expect(MixerSummary([]).isEmpty)
+    #expect(MixerSummary([]).markdown().isEmpty)
+  }
+
+  @Test func whatWasNotMeasuredIsNotClaimed() {
+    let operators = [
+      row("gla", 1024, 1e-3, group: BenchmarkCase.operatorGroup, ratio: 3),
+      row("gla", 1024, 1e-3, group: BenchmarkCase.operatorGroup, ratio: 50),
+    ]
+    #expect(MixerSummary(operators).markdown().isEmpty, "no layer, no table")
+    let lines = MixerSummary(operators + [row("gla", 1024, 2e-3, ratio: 2)]).markdown().split(separator: "\n")
+    let line = lines.first { $0.hasPrefix("| gla |") } ?? ""
+    #expect(line.contains("3.0×") && !line.contains("50×"), "the first peer is the reference form: \(line)")
+    #expect(!line.contains("never") && line.contains("–"), "nothing is known of attention: \(line)")
   }
 }

@@ -5,7 +5,7 @@ import MartletTraining
 /// 200 images of 8×8 digits, read as 64 numbers, train a small bidirectional Transformer. One arm learns the classes from the first
 /// step; the other restores masked pixels for most of its steps and learns the classes in the rest, starting from that body.
 struct SPTExperiment {
-  var seeds = [0, 1]
+  var seeds = [0, 1, 2]
   var pretrainingSteps = 1000
   var fineTuningSteps = 400
   var batchSize = 32

@@ -19,8 +19,6 @@ public struct MixerSummary: Sendable {
   /// Lengths of sequences and of contexts that were measured.
   public let lengths, operatorLengths, contexts: [Int]
 
-  public var isEmpty: Bool { series.isEmpty }
-
   public init(_ rows: [BenchmarkRow]) {
     var series: [Series] = []
     for row in rows {
@@ -68,6 +66,7 @@ public struct MixerSummary: Sendable {
     return log(b / a) / log(Double(lengths[lengths.count - 1]) / Double(lengths[lengths.count - 2]))
   }
 
+  /// Empty where there are neither layers nor steps among the rows.
   public func markdown() -> String {
     let attention = series.first { $0.name == "softmax" }
     func cell(_ value: Double?, _ form: (Double) -> String) -> String { value.map(form) ?? "–" }
@@ -94,7 +93,8 @@ public struct MixerSummary: Sendable {
       for one in series where !one.seconds.isEmpty {
         let against = attention.flatMap { a in a.seconds[longest].flatMap { s in one.seconds[longest].map { s / $0 } } }
         let crossing = attention.flatMap { Self.crossing(one.seconds, attention: $0.seconds) }
-        let from = one.name == "softmax" ? "" : crossing.map { $0 == 0 ? "all" : Figure.roughLength($0) } ?? "never"
+        let never = attention?.seconds.isEmpty == false ? "never" : "–"
+        let from = one.name == "softmax" ? "" : crossing.map { $0 == 0 ? "all" : Figure.roughLength($0) } ?? never
         text += row(
           [one.name] + lengths.map { cell(one.seconds[$0], Figure.seconds) } + lengths.map { cell(one.ratios[$0], times) }
             + operatorLengths.map { cell(one.operatorRatios[$0], times) }
