@@ -80,17 +80,56 @@ MARTLET_VECTOR static void correlateFilters(float* work, const float* filters, f
   }
 }
 
-/// Rows of a spectrum, all of them, in place or to rows without a gap.
-MARTLET_VECTOR static void forwardRows(float* work, float* packed, const RightAngle& plan) {
-  for (int64_t p = 0; p < plan.column.size; ++p) {
+/// Rows begin..<end of a spectrum, in place or to rows without a gap.
+MARTLET_VECTOR static void forwardRows(float* work, float* packed, const RightAngle& plan, int64_t begin, int64_t end) {
+  for (int64_t p = begin; p < end; ++p) {
     float* const row = work + p * plan.pitch;
     transformForward(row, plan.row);
     if (packed) std::memcpy(packed + p * plan.row.size * point, row, static_cast<size_t>(plan.row.size * point) * sizeof(float));
   }
 }
 
-MARTLET_VECTOR static void backwardRows(float* work, const RightAngle& plan) {
-  for (int64_t p = 0; p < plan.column.size; ++p) transformBackward(work + p * plan.pitch, plan.row);
+/// Columns begin..<end of the transform of sixteen signals, and of the transform back.
+MARTLET_VECTOR static void signalColumns(const Steps& source, const RightAngle& plan, int64_t begin, int64_t end, float* work, float* column) {
+  int64_t l2 = begin;
+  for (; l2 + 4 <= end; l2 += 4) forwardColumn<4>(source, plan, l2, work, column);
+  for (; l2 < end; ++l2) forwardColumn<1>(source, plan, l2, work, column);
+}
+MARTLET_VECTOR static void columnsOfSignal(const float* work, float* column, const RightAngle& plan, int64_t begin, int64_t end, const Steps& target) {
+  const Lanes none{};
+  int64_t l2 = begin;
+  for (; l2 + 4 <= end; l2 += 4) backwardColumn<4>(work, column, plan, l2, target, Steps{}, none);
+  for (; l2 < end; ++l2) backwardColumn<1>(work, column, plan, l2, target, Steps{}, none);
+}
+
+/// Rows begin..<end of a spectrum: the sums of each signal's pieces, `pieces` tasks a signal, into its lane, and transformed back.
+MARTLET_VECTOR static void sumRows(const float* sums, int64_t tasks, int64_t pieces, float* work, const RightAngle& plan, int64_t begin, int64_t end) {
+  const int64_t count = plan.row.size, sumFloats = plan.size * folded;
+  for (int64_t p = begin; p < end; ++p) {
+    float* const row = work + p * plan.pitch;
+    std::memset(row, 0, static_cast<size_t>(count * point) * sizeof(float));
+    for (int64_t task = 0; task < tasks; ++task) {
+      const float* part = sums + task * sumFloats + p * count * folded;
+      float* to = row + task / pieces;
+      for (int64_t i = 0; i < count; ++i, part += folded, to += point) {
+        to[0] += (part[0] + part[1]) + (part[2] + part[3]);
+        to[lanes] += (part[4] + part[5]) + (part[6] + part[7]);
+      }
+    }
+    transformBackward(row, plan.row);
+  }
+}
+
+/// Ranges of a transform's rows, or of its columns in fours; no task of less than some 4,000 points.
+template <typename Body>
+void overRows(const RightAngle& plan, const Body& body) {
+  parallelRanges(plan.column.size, std::max<int64_t>(1, 4096 / plan.row.size), body);
+}
+template <typename Body>
+void overColumns(const RightAngle& plan, const Body& body) {
+  parallelRanges((plan.row.size + 3) / 4, std::max<int64_t>(1, 1024 / plan.column.size), [&](int64_t begin, int64_t end, int64_t worker) {
+    body(4 * begin, std::min(4 * end, plan.row.size), worker);
+  });
 }
 
 int64_t columnFloats(const RightAngle& plan) { return 4 * plan.column.size * point; }
@@ -117,7 +156,7 @@ at::Tensor filterSpectra(const at::Tensor& responses, int64_t length) {
     std::fill_n(at(0), taps * lanes, 0.0f);
     packTile(responses.data_ptr<float>() + first * responses.stride(0), responses.stride(0), responses.stride(1), count, taps, at(0));
     forwardColumns(Steps{at(0), lanes, taps}, *plan, at(1), at(2));
-    forwardRows(at(1), spectra.data_ptr<float>() + group * plan->size * point, *plan);
+    forwardRows(at(1), spectra.data_ptr<float>() + group * plan->size * point, *plan, 0, plan->column.size);
   });
   return spectra;
 }
@@ -152,7 +191,7 @@ at::Tensor filterBank(const at::Tensor& signal, const at::Tensor& spectra, int64
   if (output.numel() == 0) return output;
   // Pieces: 0 a spectrum, 1 columns, 2 the channels of the last group.
   Scratch scratch({plan.floats(), columnFloats(plan), filters % lanes ? length * lanes : 0});
-  scratch.allocate(std::min(workerCount(), bank.groups * std::min(batch, lanes)));
+  scratch.allocate(workerCount());
   const at::Tensor transformed = inLargePages(at::empty({plan.floats()}, signal.options()));
   const at::Tensor packed = at::zeros({length, lanes}, signal.options());
   float* const spectrum = transformed.data_ptr<float>();
@@ -160,8 +199,10 @@ at::Tensor filterBank(const at::Tensor& signal, const at::Tensor& spectra, int64
     // Sixteen signals of the batch are transformed at once.
     const int64_t count = std::min(lanes, batch - first);
     packTile(signal.data_ptr<float>() + first * signal.stride(0), signal.stride(0), signal.stride(1), count, length, packed.data_ptr<float>());
-    forwardColumns(Steps{packed.data_ptr<float>(), lanes, length}, plan, spectrum, scratch.piece(0, 1));
-    forwardRows(spectrum, nullptr, plan);
+    overColumns(plan, [&](int64_t begin, int64_t end, int64_t worker) {
+      signalColumns(Steps{packed.data_ptr<float>(), lanes, length}, plan, begin, end, spectrum, scratch.piece(worker, 1));
+    });
+    overRows(plan, [&](int64_t begin, int64_t end, int64_t) { forwardRows(spectrum, nullptr, plan, begin, end); });
     parallelTasks(bank.groups * count, [&](int64_t task, int64_t worker) {
       const int64_t group = task / count, lane = task % count, channels = std::min(lanes, filters - group * lanes);
       const auto at = [&](size_t index) { return scratch.piece(worker, index); };
@@ -191,7 +232,7 @@ at::Tensor filterBankBackward(const at::Tensor& gradient, const at::Tensor& spec
   const bool direct = gradient.stride(2) == 1;
   Scratch scratch({plan.floats(), columnFloats(plan), direct && filters % lanes == 0 ? 0 : length * lanes});
   const int64_t together = std::min(batch, lanes);
-  scratch.allocate(std::min(workerCount(), together * pieces));
+  scratch.allocate(workerCount());
   const at::Tensor sums = at::empty({together * pieces * sumFloats}, gradient.options());
   for (int64_t first = 0; first < batch; first += lanes) {
     const int64_t count = std::min(lanes, batch - first);
@@ -214,19 +255,13 @@ at::Tensor filterBankBackward(const at::Tensor& gradient, const at::Tensor& spec
     });
     // The sums of the batch's signals, one a lane, go back together.
     float* const work = scratch.piece(0, 0);
-    std::fill_n(work, plan.floats(), 0.0f);
-    const float* const sum = sums.data_ptr<float>();
-    for (int64_t task = 0; task < count * pieces; ++task)
-      for (int64_t p = 0; p < plan.column.size; ++p)
-        for (int64_t i = 0; i < plan.row.size; ++i) {
-          const float* const part = sum + task * sumFloats + (p * plan.row.size + i) * folded;
-          float* const to = work + p * plan.pitch + i * point + task / pieces;
-          to[0] += (part[0] + part[1]) + (part[2] + part[3]);
-          to[lanes] += (part[4] + part[5]) + (part[6] + part[7]);
-        }
-    backwardRows(work, plan);
+    overRows(plan, [&](int64_t begin, int64_t end, int64_t) {
+      sumRows(sums.data_ptr<float>(), count * pieces, pieces, work, plan, begin, end);
+    });
     const at::Tensor packed = at::empty({length, lanes}, gradient.options());
-    backwardColumns(work, scratch.piece(0, 1), plan, Steps{packed.data_ptr<float>(), lanes, length}, Steps{}, nullptr);
+    overColumns(plan, [&](int64_t begin, int64_t end, int64_t worker) {
+      columnsOfSignal(work, scratch.piece(worker, 1), plan, begin, end, Steps{packed.data_ptr<float>(), lanes, length});
+    });
     unpackTile(packed.data_ptr<float>(), count, length, output.data_ptr<float>() + first * length, length, 1);
   }
   return output;
