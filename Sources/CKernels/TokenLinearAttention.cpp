@@ -15,9 +15,8 @@
 // with α, else 1), backward 2, or 3 with α. The outputs aren't kept: what the gradient of the denominator needs of them is the product of
 // the gradient of φ(q) with φ(q).
 //
-// Measured with Benchmarks/family_kernels.py on one core (Zen 3 with AVX2, 4096 tokens, four heads of 64, CPU time): forward 8.5 ms with α
-// and the rotation, forward + backward 24; 4.5 and 16 with relu alone. Of the 24, features and their slopes take about a third, products a
-// third; the rest is rotation, scaling and moving rows.
+// Measured with Benchmarks/family_kernels.py on one core (Zen 3 with AVX2, 4096 tokens, four heads of 64, CPU time): forward 8.1 ms with α
+// and the rotation, forward + backward 22; 4.3 and 14 with relu alone, of which products are two thirds.
 
 #include "ChunkScan.h"
 #include "Lanes.h"
