@@ -162,8 +162,7 @@ private let filterSpectra = Operator("martlet::filter_spectra")
 /// m_t = Ā m_{t−1} + B̄ u_t for every t. A and B receive no gradients.
 ///
 /// From zeros it is the convolution of u with the d impulse responses Ā^l B̄, whose Fourier transforms are kept (Chilkuri & Eliasmith 2021,
-/// eqs. 23–26): 5 log₂ L operations a position and coefficient, in the family's transforms, which work within the cache. That is faster
-/// than the products below from 8 positions on.
+/// eqs. 23–26): 5 log₂ L operations a position and coefficient, in the family's transforms, which work within the cache.
 ///
 /// From a state, in float64 and on other devices it is matrix products in time and memory linear in the length.
 /// A chunk of 16 positions is one product: its states are linear in the state before it and its 16 inputs,
