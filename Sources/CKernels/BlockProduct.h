@@ -21,12 +21,14 @@ MARTLET_INLINE Lanes& lanes(float* p) { return *reinterpret_cast<Lanes*>(p); }
 MARTLET_INLINE const Lanes& lanes(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
 
 /// A tile of ROWS x 16 of C (+)= A B, or AᵀB, summed in registers: with AVX2 six rows are twelve of the sixteen, and four are the
-/// least that keep both its multipliers busy.
+/// least that keep both its multipliers busy. Two steps a round: with one, counting takes a twentieth; from five on, clang reads
+/// several steps of A ahead into registers that aren't there.
 template <int ROWS, bool TRANSPOSED>
 MARTLET_INLINE void productTile(
     int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add, const float* a, const float* b, float* c) {
   MARTLET_FAST_SUMS
   Lanes sums[ROWS] = {};
+#pragma clang loop unroll_count(2)
   for (int64_t p = 0; p < k; ++p) {
     const Lanes row = lanes(b + p * ldb);
     for (int i = 0; i < ROWS; ++i) sums[i] += (TRANSPOSED ? a[p * lda + i] : a[i * lda + p]) * row;
@@ -99,8 +101,8 @@ MARTLET_INLINE void productOfStrips(
   }
 }
 
-/// Measured on one core with AVX2 (Zen 3; 2,000 calls on the same operands, the best of 20 rounds): 16x64x64 95 GFLOP/s, 16x16x64 80,
-/// 64x64x16 75, 80x16x64 97; libtorch's block kernel there 82, 67, 78 and 89 and a look-up a call, the BLAS that libtorch links 53.
+/// Measured on one core with AVX2 (Zen 3; 2,000 calls on the same operands, the best of 20 rounds): 16x64x64 97 GFLOP/s, 16x16x64 96,
+/// 64x64x16 84, 80x16x64 98; libtorch's block kernel there 82, 67, 78 and 89 and a look-up a call, the BLAS that libtorch links 53.
 MARTLET_VECTOR static inline void portableProduct(
     int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add, const float* a, const float* b,
     float* c) {
