@@ -94,6 +94,17 @@ MARTLET_VECTOR static inline void transposeToRows(
     }
 }
 
+/// to[i, c] = factor * from[c, i] for `columns` (a multiple of 16) rows of 16.
+MARTLET_VECTOR static inline void transposeToScaledRows(
+    const float* from, int64_t columns, float factor, float* to, int64_t ld) {
+  for (int64_t c = 0; c < columns; c += 8)
+    for (int64_t i = 0; i < 16; i += 8) {
+      Octet row[8];
+      transposeTile(from + c * 16 + i, 16, row);
+      for (int j = 0; j < 8; ++j) octet(to + (i + j) * ld + c) = row[j] * factor;
+    }
+}
+
 /// to[i, c] = factor[i] * from[c, i], `from` with leading dimension `ld`, `to` with `columns` (a multiple of 16).
 MARTLET_VECTOR static inline void transposeToWeightedRows(
     const float* from, int64_t ld, int64_t columns, const float* factor, float* to) {
@@ -277,18 +288,18 @@ MARTLET_VECTOR static inline void widenBFloat16(const uint16_t* from, int64_t co
   }
 }
 
-/// Copies rows `step` apart and asks for those `ahead` rows further on: heads inside tokens are short rows a long way apart, which the
-/// hardware's own prefetch doesn't follow.
+/// Copies rows `step` apart, times a factor, and asks for those `ahead` rows further on: heads inside tokens are short rows a long way
+/// apart, which the hardware's own prefetch doesn't follow.
 MARTLET_VECTOR static inline void copyRows(
-    const float* from, int64_t step, int64_t rows, int64_t width, float* to, int64_t ld, int64_t ahead) {
+    const float* from, int64_t step, int64_t rows, int64_t width, float* to, int64_t ld, int64_t ahead, float factor = 1) {
   const int64_t whole = width / 16 * 16;
   for (int64_t i = 0; i < rows; ++i, from += step, to += ld) {
     const uintptr_t next = reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(ahead * step) * sizeof(float);
     for (int64_t c = 0; c < whole; c += 16) {
       __builtin_prefetch(reinterpret_cast<const void*>(next + sizeof(float) * c));
-      lanes(to + c) = lanes(from + c);
+      lanes(to + c) = lanes(from + c) * factor;
     }
-    for (int64_t c = whole; c < width; ++c) to[c] = from[c];
+    for (int64_t c = whole; c < width; ++c) to[c] = from[c] * factor;
   }
 }
 
@@ -311,23 +322,29 @@ struct Rows {
 
   /// Fills 16 rows of `padded` columns, zeros where the tensor has none, and asks for the rows `ahead` tokens further on.
   void load(int64_t head, int64_t token, int64_t rows, float* to, int64_t padded, int64_t ahead = kBlock) const {
+    loadScaled(head, token, rows, 1, to, padded, padded, ahead);
+  }
+  /// The same times `factor`, rows `ld` apart.
+  void loadScaled(
+      int64_t head, int64_t token, int64_t rows, float factor, float* to, int64_t ld, int64_t padded, int64_t ahead = kBlock) const {
     const char* from = row(head, token);
     if (type == at::kFloat) {
-      copyRows(reinterpret_cast<const float*>(from), tokenStep, rows, width, to, padded, ahead);
+      copyRows(reinterpret_cast<const float*>(from), tokenStep, rows, width, to, ld, ahead, factor);
     } else {
       const int64_t step = rowBytes();
       for (int64_t i = 0; i < rows; ++i, from += step) {
-        float* line = to + i * padded;
+        float* line = to + i * ld;
         if (type == at::kBFloat16) {
           widenBFloat16(reinterpret_cast<const uint16_t*>(from), width, line);
         } else {
           for (int64_t c = 0; c < width; ++c) line[c] = reinterpret_cast<const at::Half*>(from)[c];
         }
+        for (int64_t c = 0; c < width; ++c) line[c] *= factor;
       }
     }
     if (padded > width)
-      for (int64_t i = 0; i < rows; ++i) std::memset(to + i * padded + width, 0, sizeof(float) * (padded - width));
-    if (rows < kBlock) std::memset(to + rows * padded, 0, sizeof(float) * (kBlock - rows) * padded);
+      for (int64_t i = 0; i < rows; ++i) std::memset(to + i * ld + width, 0, sizeof(float) * (padded - width));
+    for (int64_t i = rows; i < kBlock; ++i) std::memset(to + i * ld, 0, sizeof(float) * padded);
   }
 
   void store(int64_t head, int64_t token, int64_t rows, const float* from, int64_t padded) const {

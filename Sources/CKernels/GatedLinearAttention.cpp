@@ -36,6 +36,9 @@ enum class Gate { none, head, token, channel };
 /// Tokens between two saved states.
 constexpr int64_t kSpacing = 256;
 
+/// Tokens of a head that a worker takes at a time.
+constexpr int64_t kStep = 4 * kSpacing;
+
 /// denominators[i] = rows[i] · sums + eps over `count` columns (a multiple of 16).
 MARTLET_VECTOR static void rowSums(
     const float* rows, int64_t ld, const float* sums, int64_t count, float eps, float* denominators) {
@@ -151,7 +154,7 @@ struct Problem {
   bool gated() const { return mode != Gate::none; }
 };
 
-/// One worker's tiles and its steps through a block.
+/// One worker's tiles and its steps through a block. Only gated rows stand in q_ and k_ beside their weighted forms qw_ and kw_.
 class Scan {
   const Problem& p_;
   const int64_t dk_, dv_, weights_;  // padded widths; leading dimension of a [16, dk | 16] tile
@@ -291,12 +294,16 @@ class Scan {
       product(weights_, kBlock, dv_, state, dv_, valueColumns_, kBlock, products_, kBlock, false);
       if (p_.normalised) addOuter(keySums, weights_, denominatorGradients(), products_);
       keepTriangle(weightGradient, kBlock, false);
-      takeDiagonal(weightGradient, p_.scale, diagonal_);
+      if (p_.gated()) takeDiagonal(weightGradient, p_.scale, diagonal_);
       if (ordinary_) product(dk_, kBlock, kBlock, keyColumns_, kBlock, weightGradient, kBlock, products_, kBlock, true);
-      transposeToRows(products_, dk_, qFactor_, dq, dk_);
-      if (!ordinary_) decayingQueryGradient(weightGradient, 1, kBlock, k_, gate_, dk_, p_.scale, dq, work_);
-      queryGradient.write(
-          head, t, rows, rowGradient_, dk_, [&](float* to, int64_t ld) { addDiagonal(dq, diagonal_, k_, dk_, to, ld); });
+      if (p_.gated()) {
+        transposeToRows(products_, dk_, qFactor_, dq, dk_);
+        if (!ordinary_) decayingQueryGradient(weightGradient, 1, kBlock, k_, gate_, dk_, p_.scale, dq, work_);
+        queryGradient.write(
+            head, t, rows, rowGradient_, dk_, [&](float* to, int64_t ld) { addDiagonal(dq, diagonal_, k_, dk_, to, ld); });
+      } else {
+        writeTransposed(queryGradient, head, t, rows, p_.scale);
+      }
       update();
       if (anchorBlocks) std::memcpy(blockStates_ + block * dk_ * dv_, state, sizeof(float) * dk_ * dv_);
     }
@@ -326,7 +333,7 @@ class Scan {
       product(weights_, kBlock, dv_, stateGradient, dv_, valueColumns_, kBlock, products_, kBlock, false);
       if (p_.normalised) addOuter(keySumGradients, weights_, keySums + dk_, products_);
       keepTriangle(weightGradient, kBlock, true);
-      takeDiagonal(weightGradient, p_.scale, diagonal_);
+      if (p_.gated()) takeDiagonal(weightGradient, p_.scale, diagonal_);
       if (ordinary_) {
         product(kBlock, kBlock, dk_, kw_, weights_, keyColumns_, kBlock, kw_ + dk_, weights_, false);
         keepTriangle(kw_ + dk_, weights_, false);
@@ -338,12 +345,14 @@ class Scan {
         product(kBlock, dv_, weights_, kw_, weights_, stateGradient, dv_, to, ld, false);
         maskRows(head, t, rows, to, ld, dv_);
       });
-      transposeToRows(products_, dk_, kFactor_, keyGradient_, dk_);
-      if (!ordinary_) decayingKeyGradient(weightGradient, kBlock, 1, q_, gate_, dk_, p_.scale, keyGradient_, work_);
-      keyGradient.write(head, t, rows, rowGradient_, dk_, [&](float* to, int64_t ld) {
-        addDiagonal(keyGradient_, diagonal_, q_, dk_, to, ld);
-        maskRows(head, t, rows, to, ld, dk_);
-      });
+      if (p_.gated()) {
+        transposeToRows(products_, dk_, kFactor_, keyGradient_, dk_);
+        if (!ordinary_) decayingKeyGradient(weightGradient, kBlock, 1, q_, gate_, dk_, p_.scale, keyGradient_, work_);
+        keyGradient.write(
+            head, t, rows, rowGradient_, dk_, [&](float* to, int64_t ld) { addDiagonal(keyGradient_, diagonal_, q_, dk_, to, ld); });
+      } else {
+        writeTransposed(keyGradient, head, t, rows, 1, true);
+      }
       if (gateGradients) storeGateGradient(head, t, rows, chunkQueryGradient_ + (t - begin) * dk_, *gateGradients);
       if (p_.gated() && !ordinary_) scaleRows(stateGradient, dk_, dv_, total_);
       updateGradient();
@@ -376,18 +385,16 @@ class Scan {
       transposeToColumns(tile_, dv_, dv_, valueColumns_);
       product(dk_, kBlock, dv_, state, dv_, valueColumns_, kBlock, products_, kBlock, false);
       if (p_.normalised) addOuter(keySums, dk_, denominatorGradients(), products_);
-      transposeToRows(products_, dk_, qFactor_, rowGradient_, dk_);
-      queryGradient.store(head, t, rows, rowGradient_, dk_);
+      writeTransposed(queryGradient, head, t, rows, p_.scale);
       loadValue(head, t, rows, tile_);
       transposeToColumns(tile_, dv_, dv_, valueColumns_);
       product(dk_, kBlock, dv_, stateGradient, dv_, valueColumns_, kBlock, products_, kBlock, false);
       if (p_.normalised) addOuter(keySumGradients, dk_, keySums + dk_, products_);
-      transposeToRows(products_, dk_, kFactor_, keyGradient_, dk_);
-      maskRows(head, t, rows, keyGradient_, dk_, dk_);
-      keyGradient.store(head, t, rows, keyGradient_, dk_);
-      product(kBlock, dv_, dk_, kw_, weights_, stateGradient, dv_, out_, dv_, false);
-      maskRows(head, t, rows, out_, dv_, dv_);
-      valueGradient.store(head, t, rows, out_, dv_);
+      writeTransposed(keyGradient, head, t, rows, 1, true);
+      valueGradient.write(head, t, rows, out_, dv_, [&](float* to, int64_t ld) {
+        product(kBlock, dv_, dk_, kw_, weights_, stateGradient, dv_, to, ld, false);
+        maskRows(head, t, rows, to, ld, dv_);
+      });
     }
   }
 
@@ -424,18 +431,30 @@ class Scan {
   }
 
   void loadQuery(int64_t head, int64_t t, int64_t rows, int64_t ahead = kBlock) {
+    if (!p_.gated()) return p_.query.loadScaled(head, t, rows, p_.scale, qw_, weights_, dk_, ahead);
     p_.query.load(head, t, rows, q_, dk_, ahead);
     weighRows(q_, qFactor_, dk_, qw_, weights_);
   }
 
   void loadKey(int64_t head, int64_t t, int64_t rows, int64_t ahead = kBlock) {
+    if (!p_.gated()) {
+      p_.key.loadScaled(head, t, rows, 1, kw_, weights_, dk_, ahead);
+      return maskRows(head, t, rows, kw_, weights_, dk_);
+    }
     p_.key.load(head, t, rows, k_, dk_, ahead);
-    maskRows(head, t, rows, k_, dk_, dk_);
     weighRows(k_, kFactor_, dk_, kw_, weights_);
   }
 
   void loadValue(int64_t head, int64_t t, int64_t rows, float* to, int64_t ahead = kBlock) const {
     p_.value.load(head, t, rows, to, dv_, ahead);
+  }
+
+  /// `products_` [dk, 16], turned and scaled, as rows of a gradient: without gates, which alone need a token's own part apart.
+  void writeTransposed(const Rows& gradient, int64_t head, int64_t t, int64_t rows, float factor, bool ofKeys = false) {
+    gradient.write(head, t, rows, rowGradient_, dk_, [&](float* to, int64_t ld) {
+      transposeToScaledRows(products_, dk_, factor, to, ld);
+      if (ofKeys) maskRows(head, t, rows, to, ld, dk_);
+    });
   }
 
   void maskRows(int64_t head, int64_t t, int64_t rows, float* tile, int64_t ld, int64_t width) const {
@@ -478,9 +497,9 @@ class Scan {
   }
 };
 
-/// How the sequence is shared out: whole heads, or, where there are fewer heads than workers, also segments of each, whose
-/// entering states come from a first pass over the sums alone (a third of the work again, so only then). Packed sequences are
-/// shared out whole.
+/// How the sequence is shared out: whole heads, step by step, or, where there are fewer heads than workers, also segments of each,
+/// whose entering states come from a first pass over the sums alone (a third of the work again, so only then). Packed sequences
+/// are shared out whole.
 struct Segments {
   int64_t count, length;
 
@@ -493,6 +512,13 @@ struct Segments {
   }
   int64_t begin(int64_t i) const { return i * length; }
   int64_t end(int64_t i, int64_t tokens) const { return std::min(tokens, (i + 1) * length); }
+  /// Segments start anywhere; a whole sequence of `tokens` is gone through in steps.
+  int64_t steps(int64_t tokens) const { return count > 1 ? 1 : std::max<int64_t>(1, (tokens + kStep - 1) / kStep); }
+  /// The tokens of a step of segment i.
+  std::pair<int64_t, int64_t> range(int64_t i, int64_t step, int64_t tokens) const {
+    if (count > 1) return {begin(i), end(i, tokens)};
+    return {std::min(tokens, step * kStep), std::min(tokens, (step + 1) * kStep)};
+  }
 };
 
 using ScanWorkers = Workers<Scan, const Problem&>;
@@ -591,24 +617,31 @@ std::tuple<Tensor, Tensor, Tensor> gatedForward(const GatedInputs& in, double sc
     entering = enteringStates(p, segments, floats(in.state), false, false, workers, [](Scan& scan, auto... rest) { scan.accumulate(rest...); });
   }
   const Rows outRows(out);
-  parallelTasks(p.sequences.tasks() * segments.count, [&](int64_t index, int64_t worker) {
+  const auto steps = [&](int64_t index) {
+    const auto task = p.sequences.task(index / segments.count);
+    return segments.steps(task.end - task.begin);
+  };
+  parallelChains(p.sequences.tasks() * segments.count, steps, [&](int64_t index, int64_t step, int64_t worker) {
     FlushDenormals flush;
     const auto task = p.sequences.task(index / segments.count);
     const int64_t segment = index % segments.count;
     Scan& scan = workers[worker];
+    float* leaving = last.data_ptr<float>() + task.state * p.stateSize();
     const float* first = segments.count > 1 ? floats(entering) + (task.state * (segments.count + 1) + segment) * p.stateSize()
+                         : step > 0         ? leaving
                          : in.state.defined() ? floats(in.state) + task.state * p.stateSize()
                                               : nullptr;
     scan.loadState(first, scan.state);
+    const auto [begin, end] = segments.range(segment, step, task.end - task.begin);
     scan.forward(
-        task.row, task.begin + segments.begin(segment), task.begin + segments.end(segment, task.end - task.begin),
+        task.row, task.begin + begin, task.begin + end,
         [&](int64_t t) {
           const int64_t done = t - task.begin;
           if (save && done % kSpacing == 0)
             scan.storeState(scan.state, saved.data_ptr<float>() + (task.saved + done / kSpacing) * p.stateSize());
         },
         [&](int64_t t, int64_t rows, float* tile) { outRows.store(task.row, t, rows, tile, p.paddedValue); });
-    if (segment == segments.count - 1) scan.storeState(scan.state, last.data_ptr<float>() + task.state * p.stateSize());
+    if (segment == segments.count - 1) scan.storeState(scan.state, leaving);
   });
   return {out, last, saved};
 }
@@ -653,24 +686,31 @@ GatedGradients gatedBackward(
   const int64_t tasks = p.sequences.tasks() * segments.count;
   std::vector<double> gateSums(tasks);
   Tensor first = at::empty_like(g.state);
-  parallelTasks(tasks, [&](int64_t index, int64_t worker) {
+  const auto steps = [&](int64_t index) {
+    const auto task = p.sequences.task(index / segments.count);
+    return segments.steps(task.end - task.begin);
+  };
+  parallelChains(tasks, steps, [&](int64_t index, int64_t step, int64_t worker) {
     FlushDenormals flush;
     const auto task = p.sequences.task(index / segments.count);
     const int64_t segment = index % segments.count;
     Scan& scan = workers[worker];
+    float* entry = first.data_ptr<float>() + task.state * p.stateSize();
     const float* end = segments.count > 1 ? floats(entering) + (task.state * (segments.count + 1) + segment + 1) * p.stateSize()
+                       : step > 0         ? entry
                                           : floats(g.state) + task.state * p.stateSize();
     scan.loadState(end, scan.stateGradient);
     scan.headGateGradient = 0;
-    const int64_t begin = task.begin + segments.begin(segment), stop = task.begin + segments.end(segment, task.end - task.begin);
+    const auto [begin, stop] = segments.range(segment, steps(index) - 1 - step, task.end - task.begin);
     if (stop > begin) {
       for (int64_t t = begin + (stop - begin - 1) / kSpacing * kSpacing; t >= begin; t -= kSpacing) {
-        scan.loadState(floats(saved) + (task.saved + (t - task.begin) / kSpacing) * p.stateSize(), scan.state);
-        scan.backward(task.row, t, std::min(stop, t + kSpacing), loader(task.row), dq, dk, dv, wantGate ? &dg : nullptr);
+        scan.loadState(floats(saved) + (task.saved + t / kSpacing) * p.stateSize(), scan.state);
+        scan.backward(
+            task.row, task.begin + t, task.begin + std::min(stop, t + kSpacing), loader(task.row), dq, dk, dv, wantGate ? &dg : nullptr);
       }
     }
-    gateSums[task.state * segments.count + segment] = scan.headGateGradient;
-    if (segment == 0) scan.storeState(scan.stateGradient, first.data_ptr<float>() + task.state * p.stateSize());
+    gateSums[task.state * segments.count + segment] += scan.headGateGradient;
+    if (segment == 0) scan.storeState(scan.stateGradient, entry);
   });
   g.state = first;
   if (wantGate && in.mode == Gate::head) {
@@ -770,28 +810,36 @@ std::tuple<Tensor, Tensor, Tensor> normalisedForward(const NormalisedInputs& in,
   }
   const Rows outRows(out);
   float* bottom = denominators.data_ptr<float>();
-  parallelTasks(p.count() * segments.count, [&](int64_t task, int64_t worker) {
+  const auto steps = [&](int64_t) { return segments.steps(p.length); };
+  const Tensor carried = causal && steps(0) > 1 ? at::empty({p.count(), p.dk, p.columns}, at::kFloat) : Tensor();
+  parallelChains(p.count() * segments.count, steps, [&](int64_t chain, int64_t step, int64_t worker) {
     FlushDenormals flush;
-    const int64_t head = task / segments.count, segment = task % segments.count;
+    const int64_t head = chain / segments.count, segment = chain % segments.count;
     Scan& scan = workers[worker];
     const auto emit = [&](int64_t t, int64_t rows, float* tile) {
       std::memcpy(bottom + head * p.length + t, scan.denominators, sizeof(float) * rows);
       outRows.write(
           head, t, rows, tile, p.paddedValue, [&](float* to, int64_t ld) { divideRows(tile, p.paddedValue, rows, scan.denominators, to, ld); });
     };
-    const int64_t begin = segments.begin(segment), end = segments.end(segment, p.length);
+    const auto [begin, end] = segments.range(segment, step, p.length);
     if (!causal) {
       scan.loadState(floats(saved) + head * p.stateSize(), scan.state);
       scan.readAll(head, begin, end, emit);
       return;
     }
-    scan.loadState(segments.count > 1 ? floats(entering) + (head * (segments.count + 1) + segment) * p.stateSize() : nullptr, scan.state);
+    float* leaving = carried.defined() ? carried.data_ptr<float>() + head * p.stateSize() : nullptr;
+    scan.loadState(
+        segments.count > 1 ? floats(entering) + (head * (segments.count + 1) + segment) * p.stateSize()
+        : step > 0         ? leaving
+                           : nullptr,
+        scan.state);
     scan.forward(
         head, begin, end,
         [&](int64_t t) {
           if (save && t % kSpacing == 0) scan.storeState(scan.state, saved.data_ptr<float>() + (head * entries + t / kSpacing) * p.stateSize());
         },
         emit);
+    if (leaving) scan.storeState(scan.state, leaving);
   });
   return {out, denominators, saved};
 }
@@ -850,24 +898,31 @@ class NormalisedFunction : public torch::autograd::Function<NormalisedFunction> 
           });
     }
     const int64_t entries = saved.size(1);
-    parallelTasks(p.count() * segments.count, [&](int64_t task, int64_t worker) {
+    const auto steps = [&](int64_t) { return segments.steps(p.length); };
+    const Tensor carried = causal && steps(0) > 1 ? at::empty({p.count(), p.dk, p.columns}, at::kFloat) : Tensor();
+    parallelChains(p.count() * segments.count, steps, [&](int64_t chain, int64_t step, int64_t worker) {
       FlushDenormals flush;
-      const int64_t head = task / segments.count, segment = task % segments.count;
+      const int64_t head = chain / segments.count, segment = chain % segments.count;
       Scan& scan = workers[worker];
       const auto load = loader(scan, head, tiles[worker].data());
-      const int64_t begin = segments.begin(segment), end = segments.end(segment, p.length);
+      const auto [begin, end] = segments.range(segment, steps(chain) - 1 - step, p.length);
       if (!causal) {
         scan.loadState(floats(saved) + head * p.stateSize(), scan.state);
         scan.loadState(floats(entering) + head * (segments.count + 1) * p.stateSize(), scan.stateGradient);
         scan.backwardAll(head, begin, end, load, dq, dk, dv);
         return;
       }
+      float* entry = carried.defined() ? carried.data_ptr<float>() + head * p.stateSize() : nullptr;
       scan.loadState(
-          segments.count > 1 ? floats(entering) + (head * (segments.count + 1) + segment + 1) * p.stateSize() : nullptr, scan.stateGradient);
+          segments.count > 1 ? floats(entering) + (head * (segments.count + 1) + segment + 1) * p.stateSize()
+          : step > 0         ? entry
+                             : nullptr,
+          scan.stateGradient);
       for (int64_t t = begin + (end - begin - 1) / kSpacing * kSpacing; t >= begin; t -= kSpacing) {
         scan.loadState(floats(saved) + (head * entries + t / kSpacing) * p.stateSize(), scan.state);
         scan.backward(head, t, std::min(end, t + kSpacing), load, dq, dk, dv, nullptr);
       }
+      if (entry) scan.storeState(scan.stateGradient, entry);
     });
     return {queryGradient, keyGradient, valueGradient, Tensor(), Tensor(), Tensor()};
   }

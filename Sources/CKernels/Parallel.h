@@ -8,8 +8,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <exception>
 #include <mutex>
+#include <utility>
 
 extern "C" {
 void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned flags) __attribute__((weak));
@@ -52,6 +54,29 @@ void parallelTasks(int64_t count, const Body& body) {
       },
       &shared, static_cast<unsigned>(workers), 0);
   if (shared.error) std::rethrow_exception(shared.error);
+}
+
+/// Runs `body(chain, step, worker)` for the steps 0..<steps(chain) of every chain, at least one, those of a chain in order and never two
+/// at once. A free worker takes the next step of the chain that has waited longest, so that a few long chains keep all workers
+/// busy to the end although one core may be slower; what a step leaves to the next must lie outside the worker.
+template <typename Steps, typename Body>
+void parallelChains(int64_t chains, const Steps& steps, const Body& body) {
+  if (chains <= 0) return;
+  std::mutex lock;
+  std::deque<std::pair<int64_t, int64_t>> waiting;
+  for (int64_t chain = 0; chain < chains; ++chain) waiting.emplace_back(chain, 0);
+  // A worker that finds nothing waiting is done: the chains left are in other workers' hands.
+  parallelTasks(std::min(workerCount(), chains), [&](int64_t, int64_t worker) {
+    std::unique_lock<std::mutex> hold(lock);
+    while (!waiting.empty()) {
+      const auto [chain, step] = waiting.front();
+      waiting.pop_front();
+      hold.unlock();
+      body(chain, step, worker);
+      hold.lock();
+      if (step + 1 < steps(chain)) waiting.emplace_back(chain, step + 1);
+    }
+  });
 }
 
 /// Runs `body(begin, end, worker)` over consecutive ranges of at least `grain` items.
