@@ -6,9 +6,9 @@
 // rank-augmented linear attention (Fan et al. 2024, arXiv 2411.07635), α = N softmax_j(mean_i φ(q_i) · φ(k_j) / √d), or α = 1
 // (simplified linear attention, Guo et al. 2024, arXiv 2405.11582). The denominator is not rotated, so that it stays positive.
 //
-// Tasks are pieces of 512 tokens with all their heads, so that a row of the projections is read once a pass; sums over tokens
-// are first taken within a piece and then over pieces, in an order that doesn't depend on the number of threads. Products run
-// 64 tokens at a time. Channels are kept as (all first members of pairs, all second ones) inside,
+// Tasks are pieces of 256 to 1024 tokens with all their heads, so that a row of the projections is read once a pass; sums over tokens
+// are first taken within a piece and then over pieces, in an order that doesn't depend on the number of threads. Passes without
+// sums share out fewer tokens at a time, as one core may be slower. Products run 64 tokens at a time. Channels are kept as (all first members of pairs, all second ones) inside,
 // so that rotations are whole-vector operations; scores don't depend on the order of channels.
 //
 // Arithmetic a token and head: forward 4 d², backward 8 d² + O(d); passes over the projections: forward 2 (of q: 2, of k: 2
@@ -39,7 +39,6 @@ using scan::product;
 using scan::roundedUp;
 
 constexpr int64_t kTile = 64;
-constexpr int64_t kPiece = 512;
 
 enum Feature : int64_t { eluPlusOne = 0, relu = 1 };
 
@@ -389,7 +388,7 @@ struct Tokens {
 struct Problem {
   Tensor query, key, value, positions, mask, angles;
   Options o;
-  int64_t batch, length, width, d, dk, vd, dv, pieces, quarter = 0;
+  int64_t batch, length, width, d, dk, vd, dv, piece, pieces, quarter = 0;
   bool isRelu, rotated;
   Tokens queries, keys, values;
   const float* offsets = nullptr;
@@ -419,7 +418,8 @@ struct Problem {
     queries = Tokens(query), keys = Tokens(key), values = Tokens(value);
     batch = q.size(0), length = q.size(1), width = q.size(2);
     d = width / o.heads, vd = v.size(2) / o.heads, dk = roundedUp(d), dv = roundedUp(vd);
-    pieces = (length + kPiece - 1) / kPiece;
+    piece = std::clamp<int64_t>(length / 32 / kTile * kTile, 256, 1024);
+    pieces = (length + piece - 1) / piece;
     isRelu = o.feature == relu;
     if (p && p->defined()) {
       TORCH_CHECK(
@@ -505,9 +505,18 @@ struct Problem {
 
   template <typename Body>
   void overPieces(const Body& body) const {
-    parallelTasks(batch * pieces, [&](int64_t task, int64_t) {
-      const int64_t b = task / pieces, piece = task % pieces;
-      body(b, task, piece * kPiece, std::min(length, (piece + 1) * kPiece));
+    parallelTasks(batch * pieces, [&](int64_t task, int64_t worker) {
+      const int64_t b = task / pieces, begin = task % pieces * piece;
+      body(worker, b, task, begin, std::min(length, begin + piece));
+    });
+  }
+  /// Pieces of two tiles, for passes that leave no sums.
+  template <typename Body>
+  void overTiles(const Body& body) const {
+    const int64_t few = 2 * kTile, count = (length + few - 1) / few;
+    parallelTasks(batch * count, [&](int64_t task, int64_t worker) {
+      const int64_t begin = task % count * few;
+      body(worker, task / count, begin, std::min(length, begin + few));
     });
   }
 
@@ -525,7 +534,7 @@ struct Problem {
   }
 };
 
-/// Tiles of one task, 64 tokens each.
+/// One worker's tiles, 64 tokens each.
 struct Tiles {
   std::unique_ptr<float[]> storage;
   float *plain, *turned, *columns, *values, *other;
@@ -563,11 +572,12 @@ Saved forward(const Problem& p) {
   s.memory = at::empty({p.batch, heads, p.dk, p.dv}, at::kFloat);
   s.sums = at::empty({p.batch, heads, p.dk}, at::kFloat);
   if (p.batch * p.length == 0) return s;
+  scan::Workers<Tiles, const Problem&> workers(p);
   if (p.o.reweighted) {
     s.alpha = at::empty({p.batch, heads, p.length}, at::kFloat);
     s.meanQuery = at::empty({p.batch, heads, p.dk}, at::kFloat);
     std::vector<float> partial(p.batch * p.pieces * keys);
-    p.overPieces([&](int64_t b, int64_t task, int64_t begin, int64_t end) {
+    p.overPieces([&](int64_t, int64_t b, int64_t task, int64_t begin, int64_t end) {
       std::vector<float> row(p.dk);
       float* sums = partial.data() + task * keys;
       for (int64_t t = begin; t < end; ++t) {
@@ -582,7 +592,7 @@ Saved forward(const Problem& p) {
     float* mean = s.meanQuery.mutable_data_ptr<float>();
     for (int64_t b = 0; b < p.batch; ++b) scaleInto(total.data() + b * keys, static_cast<float>(1 / p.counts[b]), keys, mean + b * keys);
     float* alpha = s.alpha.mutable_data_ptr<float>();
-    p.overPieces([&](int64_t b, int64_t, int64_t begin, int64_t end) {
+    p.overTiles([&](int64_t, int64_t b, int64_t begin, int64_t end) {
       std::vector<float> row(p.dk);
       for (int64_t t = begin; t < end; ++t)
         for (int64_t h = 0; h < heads; ++h) {
@@ -601,8 +611,8 @@ Saved forward(const Problem& p) {
         return;
       }
       double sum = 0;
-      for (int64_t first = 0; first < p.length; first += kPiece) {
-        const int64_t count = std::min(kPiece, p.length - first);
+      for (int64_t first = 0; first < p.length; first += p.piece) {
+        const int64_t count = std::min(p.piece, p.length - first);
         for (int64_t t = 0; t < count; ++t) scores[first + t] -= most;
         scan::exponentials(scores + first, count);
         float part = 0;
@@ -615,8 +625,8 @@ Saved forward(const Problem& p) {
   }
   const float* alpha = floats(s.alpha);
   std::vector<float> partial(p.batch * p.pieces * (states + keys));
-  p.overPieces([&](int64_t b, int64_t task, int64_t begin, int64_t end) {
-    Tiles tiles(p);
+  p.overPieces([&](int64_t worker, int64_t b, int64_t task, int64_t begin, int64_t end) {
+    Tiles& tiles = workers[worker];
     float* sums = partial.data() + task * (states + keys);
     for (int64_t t = begin; t < end; t += kTile) {
       const int64_t rows = std::min(kTile, end - t);
@@ -636,8 +646,8 @@ Saved forward(const Problem& p) {
   }
   const float *memory = floats(s.memory), *sums = floats(s.sums);
   float *out = s.out.mutable_data_ptr<float>(), *denominators = s.denominators.mutable_data_ptr<float>();
-  p.overPieces([&](int64_t b, int64_t, int64_t begin, int64_t end) {
-    Tiles tiles(p);
+  p.overTiles([&](int64_t worker, int64_t b, int64_t begin, int64_t end) {
+    Tiles& tiles = workers[worker];
     for (int64_t t = begin; t < end; t += kTile) {
       const int64_t rows = std::min(kTile, end - t);
       for (int64_t h = 0; h < heads; ++h) {
@@ -663,6 +673,7 @@ Gradients backward(const Problem& p, const Saved& s, const Tensor& upstream) {
   Gradients g{at::empty({p.batch, p.length, p.width}, at::kFloat), at::empty({p.batch, p.length, p.width}, at::kFloat),
               at::empty({p.batch, p.length, heads * p.vd}, at::kFloat)};
   if (p.batch * p.length == 0) return g;
+  scan::Workers<Tiles, const Problem&> workers(p);
   const Tensor given = ready(upstream);
   const Tokens upstreams(given);
   const float *denominators = floats(s.denominators), *memory = floats(s.memory), *sums = floats(s.sums);
@@ -672,17 +683,15 @@ Gradients backward(const Problem& p, const Saved& s, const Tensor& upstream) {
   const auto valuePlace = [&](int64_t b, int64_t t, int64_t h) { return ((b * p.length + t) * heads + h) * p.vd; };
   const auto turnedStates = [&](const float* from) {
     std::vector<float> to(p.batch * states);
-    for (int64_t head = 0; head < p.batch * heads; ++head)
-      for (int64_t r = 0; r < p.dk; ++r)
-        for (int64_t c = 0; c < p.dv; ++c) to[head * p.dk * p.dv + c * p.dk + r] = from[head * p.dk * p.dv + r * p.dv + c];
+    for (int64_t at = 0; at < p.batch * states; at += p.dk * p.dv) transposeBlock(from + at, p.dv, p.dk, p.dv, to.data() + at, p.dk);
     return to;
   };
 
   // Queries: gradients of the numerators and denominators, and the sums over queries that keys and values need.
   const auto memoryColumns = turnedStates(memory);
   std::vector<float> partial(p.batch * p.pieces * (states + keys));
-  p.overPieces([&](int64_t b, int64_t task, int64_t begin, int64_t end) {
-    Tiles tiles(p);
+  p.overPieces([&](int64_t worker, int64_t b, int64_t task, int64_t begin, int64_t end) {
+    Tiles& tiles = workers[worker];
     float bottom[kTile];
     float* totals = partial.data() + task * (states + keys);
     for (int64_t t = begin; t < end; t += kTile) {
@@ -716,8 +725,8 @@ Gradients backward(const Problem& p, const Saved& s, const Tensor& upstream) {
   std::vector<float> weightGradient(alpha ? p.batch * heads * p.length : 0);
   const int64_t extra = alpha ? keys + heads : 0;  // Σ α dα k and Σ α dα
   std::vector<float> meanParts(p.batch * p.pieces * extra);
-  p.overPieces([&](int64_t b, int64_t task, int64_t begin, int64_t end) {
-    Tiles tiles(p);
+  const auto keysAndValues = [&](int64_t worker, int64_t b, int64_t task, int64_t begin, int64_t end) {
+    Tiles& tiles = workers[worker];
     std::vector<float> joined(p.dk);
     float* totals = meanParts.data() + task * extra;
     for (int64_t t = begin; t < end; t += kTile) {
@@ -763,8 +772,12 @@ Gradients backward(const Problem& p, const Saved& s, const Tensor& upstream) {
         }
       }
     }
-  });
-  if (!alpha) return g;
+  };
+  if (!alpha) {
+    p.overTiles([&](int64_t worker, int64_t b, int64_t begin, int64_t end) { keysAndValues(worker, b, 0, begin, end); });
+    return g;
+  }
+  p.overPieces(keysAndValues);
 
   // Through α: ds_j = α_j (dα_j − mean α dα), and from the scores to keys and to the mean query.
   const auto means = p.overAll(meanParts, extra);
@@ -785,7 +798,7 @@ Gradients backward(const Problem& p, const Saved& s, const Tensor& upstream) {
         std::memcpy(query.data() + head * p.dk, meanQuery + head * p.dk, sizeof(float) * p.d);
       }
     }
-  p.overPieces([&](int64_t b, int64_t, int64_t begin, int64_t end) {
+  p.overTiles([&](int64_t, int64_t b, int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
       for (int64_t h = 0; h < heads; ++h) {
         const int64_t head = b * heads + h, at = head * p.length + t;
