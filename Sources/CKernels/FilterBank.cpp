@@ -90,19 +90,6 @@ MARTLET_VECTOR static void forwardRows(float* work, float* packed, const RightAn
   }
 }
 
-/// Columns begin..<end of the transform of sixteen signals, and of the transform back.
-MARTLET_VECTOR static void signalColumns(const Steps& source, const RightAngle& plan, int64_t begin, int64_t end, float* work, float* column) {
-  int64_t l2 = begin;
-  for (; l2 + 4 <= end; l2 += 4) forwardColumn<4>(source, plan, l2, work, column);
-  for (; l2 < end; ++l2) forwardColumn<1>(source, plan, l2, work, column);
-}
-MARTLET_VECTOR static void columnsOfSignal(const float* work, float* column, const RightAngle& plan, int64_t begin, int64_t end, const Steps& target) {
-  const Lanes none{};
-  int64_t l2 = begin;
-  for (; l2 + 4 <= end; l2 += 4) backwardColumn<4>(work, column, plan, l2, target, Steps{}, none);
-  for (; l2 < end; ++l2) backwardColumn<1>(work, column, plan, l2, target, Steps{}, none);
-}
-
 /// Rows begin..<end of a spectrum: the sums of each signal's pieces, `pieces` tasks a signal, into its lane, and transformed back.
 MARTLET_VECTOR static void sumRows(const float* sums, int64_t tasks, int64_t pieces, float* work, const RightAngle& plan, int64_t begin, int64_t end) {
   const int64_t count = plan.row.size, sumFloats = plan.size * folded;
@@ -201,7 +188,7 @@ at::Tensor filterBank(const at::Tensor& signal, const at::Tensor& spectra, int64
     const int64_t count = std::min(lanes, batch - first);
     packTile(signal.data_ptr<float>() + first * signal.stride(0), signal.stride(0), signal.stride(1), count, length, packed.data_ptr<float>());
     overColumns(plan, [&](int64_t begin, int64_t end, int64_t worker) {
-      signalColumns(Steps{packed.data_ptr<float>(), lanes, length}, plan, begin, end, spectrum, scratch.piece(worker, 1));
+      forwardColumns(Steps{packed.data_ptr<float>(), lanes, length}, plan, spectrum, scratch.piece(worker, 1), begin, end);
     });
     overRows(plan, [&](int64_t begin, int64_t end, int64_t) { forwardRows(spectrum, nullptr, plan, begin, end); });
     parallelTasks(bank.groups * count, [&](int64_t task, int64_t worker) {
@@ -261,7 +248,7 @@ at::Tensor filterBankBackward(const at::Tensor& gradient, const at::Tensor& spec
     });
     const at::Tensor packed = at::empty({length, lanes}, gradient.options());
     overColumns(plan, [&](int64_t begin, int64_t end, int64_t worker) {
-      columnsOfSignal(work, scratch.piece(worker, 1), plan, begin, end, Steps{packed.data_ptr<float>(), lanes, length});
+      backwardColumns(work, scratch.piece(worker, 1), plan, Steps{packed.data_ptr<float>(), lanes, length}, Steps{}, nullptr, begin, end);
     });
     unpackTile(packed.data_ptr<float>(), count, length, output.data_ptr<float>() + first * length, length, 1);
   }

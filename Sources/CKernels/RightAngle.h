@@ -346,12 +346,15 @@ MARTLET_INLINE void forwardColumn(const Steps& source, const RightAngle& plan, i
     }
 }
 
-/// The column half of the forward transform; zero beyond the length.
-MARTLET_VECTOR static void forwardColumns(const Steps& source, const RightAngle& plan, float* work, float* column) {
-  const int64_t rows = plan.row.size;
-  int64_t l2 = 0;
-  for (; l2 + 4 <= rows; l2 += 4) forwardColumn<4>(source, plan, l2, work, column);
-  for (; l2 < rows; ++l2) forwardColumn<1>(source, plan, l2, work, column);
+constexpr int64_t allColumns = INT64_MAX;
+
+/// The column half of the forward transform, or its columns first..<last; zero beyond the length.
+MARTLET_VECTOR static void forwardColumns(const Steps& source, const RightAngle& plan, float* work, float* column, int64_t first = 0,
+                                          int64_t last = allColumns) {
+  const int64_t end = lesser(last, plan.row.size);
+  int64_t l2 = first;
+  for (; l2 + 4 <= end; l2 += 4) forwardColumn<4>(source, plan, l2, work, column);
+  for (; l2 < end; ++l2) forwardColumn<1>(source, plan, l2, work, column);
 }
 
 template <int width>
@@ -390,15 +393,16 @@ MARTLET_INLINE void backwardColumn(const float* work, float* column, const Right
   }
 }
 
-/// The column half of the backward transform, with the factor 1/size; skip times `base` is added unless its data is null.
-MARTLET_VECTOR static void backwardColumns(const float* work, float* column, const RightAngle& plan, const Steps& target,
-                                           const Steps& base, const float* skip) {
+/// The column half of the backward transform, or its columns first..<last, with the factor 1/size; skip times `base` is added unless its
+/// data is null.
+MARTLET_VECTOR static void backwardColumns(const float* work, float* column, const RightAngle& plan, const Steps& target, const Steps& base,
+                                           const float* skip, int64_t first = 0, int64_t last = allColumns) {
   Lanes skips{};
   if (base.data) load(skips, skip);
-  const int64_t rows = plan.row.size;
-  int64_t l2 = 0;
-  for (; l2 + 4 <= rows; l2 += 4) backwardColumn<4>(work, column, plan, l2, target, base, skips);
-  for (; l2 < rows; ++l2) backwardColumn<1>(work, column, plan, l2, target, base, skips);
+  const int64_t end = lesser(last, plan.row.size);
+  int64_t l2 = first;
+  for (; l2 + 4 <= end; l2 += 4) backwardColumn<4>(work, column, plan, l2, target, base, skips);
+  for (; l2 < end; ++l2) backwardColumn<1>(work, column, plan, l2, target, base, skips);
 }
 
 // MARK: Products of spectra
