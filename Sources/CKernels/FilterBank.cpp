@@ -214,7 +214,8 @@ at::Tensor filterBankBackward(const at::Tensor& gradient, const at::Tensor& spec
   at::Tensor output = at::empty({batch, length}, gradient.options());
   if (output.numel() == 0) return output;
   if (filters == 0) return output.zero_();
-  const int64_t pieces = std::clamp<int64_t>((workerCount() + batch - 1) / batch, 1, bank.groups);  // of the filters
+  // Pieces of the filters: two a worker, as one core may be slower; more would cost their sums more than they even out.
+  const int64_t pieces = std::clamp<int64_t>((2 * workerCount() + batch - 1) / batch, 1, bank.groups);
   const int64_t sumFloats = plan.size * folded;
   // Pieces: 0 a spectrum, 1 columns, 2 channels where they can't be read in place.
   const bool direct = gradient.stride(2) == 1;

@@ -8,8 +8,9 @@
 //
 // Tasks are pieces of 256 to 1024 tokens with all their heads, so that a row of the projections is read once a pass; sums over tokens
 // are first taken within a piece and then over pieces, in an order that doesn't depend on the number of threads. Passes without
-// sums share out fewer tokens at a time, as one core may be slower. Products run 64 tokens at a time. Channels are kept as (all first members of pairs, all second ones) inside,
-// so that rotations are whole-vector operations; scores don't depend on the order of channels.
+// sums share out fewer tokens at a time, as one core may be slower. Products run 64 tokens at a time. Channels are kept as (all first
+// members of pairs, all second ones) inside, so that rotations are whole-vector operations; scores don't depend on the order of
+// channels.
 //
 // Arithmetic a token and head: forward 4 d², backward 8 d² + O(d); passes over the projections: forward 2 (of q: 2, of k: 2
 // with α, else 1), backward 2, or 3 with α. The outputs aren't kept: what the gradient of the denominator needs of them is the product of
@@ -190,53 +191,70 @@ MARTLET_VECTOR static void joinPairs(const float* from, int64_t width, float* to
 
 // MARK: Tiles
 
-/// A head's part of some rows of a tensor of tokens. `next` floats further stands the part that is read next.
-struct HeadRows {
+/// Rows of all heads of some tokens: head h of row i at data + i step + h width. A row is gone through with all its heads, so that memory
+/// is read in order: a head alone is short rows a long way apart, which the hardware's own prefetch doesn't follow.
+struct TokenRows {
   const float* data;
-  int64_t step, count, next;
+  int64_t step, count, heads, width;
 
-  const float* at(int64_t i) const { return data + i * step; }
+  const float* at(int64_t i, int64_t h) const { return data + i * step + h * width; }
 };
 
-/// Heads inside tokens are short rows a long way apart, which the hardware's own prefetch doesn't follow.
-MARTLET_INLINE void askAhead(const HeadRows& rows, int64_t i, int64_t width) {
-  const uintptr_t ahead = reinterpret_cast<uintptr_t>(rows.data) + static_cast<uintptr_t>((i * rows.step + rows.next) * 4);
-  for (int64_t c = 0; c < width; c += 16) __builtin_prefetch(reinterpret_cast<const void*>(ahead + static_cast<uintptr_t>(4 * c)), 0, 2);
+/// Tokens that are asked for ahead.
+constexpr int64_t kAhead = 8;
+
+MARTLET_INLINE void askAhead(const TokenRows& rows, int64_t i, int64_t h) {
+  const uintptr_t ahead = reinterpret_cast<uintptr_t>(rows.data) + static_cast<uintptr_t>(((i + kAhead) * rows.step + h * rows.width) * 4);
+  for (int64_t c = 0; c < rows.width; c += 16) __builtin_prefetch(reinterpret_cast<const void*>(ahead + static_cast<uintptr_t>(4 * c)), 0, 3);
 }
+
+/// Factors of a row and head: one of `data` a token and head, `step` apart from head to head, or 1.
+struct Factors {
+  const float* data = nullptr;
+  int64_t step = 0;
+  float at(int64_t i, int64_t h) const { return data ? data[h * step + i] : 1.0f; }
+};
 
 template <bool IsRelu, bool Split>
 MARTLET_INLINE void featureRows(
-    const HeadRows& x, const HeadRows& positions, const bool* keeps, const float* factors, int64_t width, int64_t padded, float* to) {
-  for (int64_t i = 0; i < x.count; ++i, to += padded) {
-    if (keeps && !keeps[i]) {
-      std::memset(to, 0, sizeof(float) * static_cast<size_t>(padded));
-      continue;
+    const TokenRows& x, const float* positions, const bool* keeps, const Factors& factors, int64_t padded, int64_t tile, float* to) {
+  for (int64_t i = 0; i < x.count; ++i)
+    for (int64_t h = 0; h < x.heads; ++h) {
+      float* const row = to + h * tile + i * padded;
+      if (keeps && !keeps[i]) {
+        std::memset(row, 0, sizeof(float) * static_cast<size_t>(padded));
+        continue;
+      }
+      askAhead(x, i, h);
+      const float* position = positions ? positions + (i * x.heads + h) * x.width : nullptr;
+      loadFeaturesAs<IsRelu, Split>(x.at(i, h), position, factors.at(i, h), x.width, padded, row);
     }
-    askAhead(x, i, width);
-    loadFeaturesAs<IsRelu, Split>(
-        x.at(i), positions.data ? positions.at(i) : nullptr, factors ? factors[i] : 1.0f, width, padded, to);
-  }
 }
 
-/// Rows φ(x + p)·factor of a head, zero where a token isn't there.
+/// Rows φ(x + p)·factor, head h's in the h-th tile of `to`, zero where a token isn't there; positions [count, heads width].
 MARTLET_VECTOR static void loadFeatureRows(
-    const HeadRows& x, const HeadRows& positions, const bool* keeps, const float* factors, int64_t width, bool isRelu, bool split,
-    int64_t padded, float* to) {
-  if (isRelu && split) featureRows<true, true>(x, positions, keeps, factors, width, padded, to);
-  else if (isRelu) featureRows<true, false>(x, positions, keeps, factors, width, padded, to);
-  else if (split) featureRows<false, true>(x, positions, keeps, factors, width, padded, to);
-  else featureRows<false, false>(x, positions, keeps, factors, width, padded, to);
+    const TokenRows& x, const float* positions, const bool* keeps, const Factors& factors, bool isRelu, bool split, int64_t padded,
+    int64_t tile, float* to) {
+  if (isRelu && split) featureRows<true, true>(x, positions, keeps, factors, padded, tile, to);
+  else if (isRelu) featureRows<true, false>(x, positions, keeps, factors, padded, tile, to);
+  else if (split) featureRows<false, true>(x, positions, keeps, factors, padded, tile, to);
+  else featureRows<false, false>(x, positions, keeps, factors, padded, tile, to);
 }
 
-/// Rows as they are, zero where a token isn't there.
-MARTLET_VECTOR static void loadRows(const HeadRows& x, const bool* keeps, int64_t width, int64_t padded, float* to) {
-  for (int64_t i = 0; i < x.count; ++i, to += padded) {
-    const bool keep = !keeps || keeps[i];
-    askAhead(x, i, width);
-    MARTLET_SIMD
-    for (int64_t c = 0; c < width; ++c) to[c] = keep ? x.at(i)[c] : 0.0f;
-    for (int64_t c = width; c < padded; ++c) to[c] = 0;
-  }
+/// Rows as they are, zero where a token isn't there; with divisors, the rows divided by them.
+MARTLET_VECTOR static void loadRows(
+    const TokenRows& x, const bool* keeps, const Factors& divisors, int64_t padded, int64_t tile, float* to) {
+  for (int64_t i = 0; i < x.count; ++i)
+    for (int64_t h = 0; h < x.heads; ++h) {
+      const float* from = x.at(i, h);
+      float* const row = to + h * tile + i * padded;
+      const bool keep = !keeps || keeps[i];
+      const float factor = 1 / divisors.at(i, h);
+      askAhead(x, i, h);
+      MARTLET_SIMD
+      for (int64_t c = 0; c < x.width; ++c) row[c] = keep ? from[c] * factor : 0.0f;
+      for (int64_t c = x.width; c < padded; ++c) row[c] = 0;
+    }
 }
 
 /// sums += Σ_i weight_i row_i, of width a multiple of 16; weights of 1 where none are given.
@@ -282,18 +300,6 @@ MARTLET_VECTOR static void divideRows(float* rows, const float* sums, float epsi
     const float inverse = 1 / sum;
     MARTLET_SIMD_IN_PLACE
     for (int64_t c = 0; c < width; ++c) row[c] *= inverse;
-  }
-}
-
-/// The gradients of the numerators, dy / denominator.
-MARTLET_VECTOR static void loadQuotients(const HeadRows& dy, const float* denominators, int64_t width, int64_t padded, float* to) {
-  for (int64_t i = 0; i < dy.count; ++i, to += padded) {
-    askAhead(dy, i, width);
-    const float* slope = dy.at(i);
-    const float inverse = 1 / denominators[i];
-    MARTLET_SIMD
-    for (int64_t c = 0; c < width; ++c) to[c] = slope[c] * inverse;
-    for (int64_t c = width; c < padded; ++c) to[c] = 0;
   }
 }
 
@@ -343,21 +349,25 @@ MARTLET_VECTOR static void addToRows(const float* add, const float* factors, int
   }
 }
 
-/// The first `width` columns of rows, zero where a token isn't there.
+/// The first `width` columns of the rows of all heads' tiles, zero where a token isn't there, as rows of tokens `step` apart.
 MARTLET_VECTOR static void storeRows(
-    const float* rows, const bool* keeps, int64_t count, int64_t padded, int64_t width, bool split, float* to, int64_t step) {
+    const float* tiles, const bool* keeps, int64_t count, int64_t heads, int64_t padded, int64_t tile, int64_t width, bool split, float* to,
+    int64_t step) {
   const int64_t half = width / 2;
-  for (int64_t i = 0; i < count; ++i, rows += padded, to += step) {
-    if (keeps && !keeps[i]) {
-      std::memset(to, 0, sizeof(float) * static_cast<size_t>(width));
-    } else if (split) {
-      MARTLET_SIMD
-      for (int64_t c = 0; c < half; ++c) to[2 * c] = rows[c], to[2 * c + 1] = rows[half + c];
-    } else {
-      MARTLET_SIMD
-      for (int64_t c = 0; c < width; ++c) to[c] = rows[c];
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t h = 0; h < heads; ++h) {
+      const float* row = tiles + h * tile + i * padded;
+      float* const target = to + i * step + h * width;
+      if (keeps && !keeps[i]) {
+        std::memset(target, 0, sizeof(float) * static_cast<size_t>(width));
+      } else if (split) {
+        MARTLET_SIMD
+        for (int64_t c = 0; c < half; ++c) target[2 * c] = row[c], target[2 * c + 1] = row[half + c];
+      } else {
+        MARTLET_SIMD
+        for (int64_t c = 0; c < width; ++c) target[c] = row[c];
+      }
     }
-  }
 }
 
 const float* floats(const Tensor& x) { return x.defined() ? x.const_data_ptr<float>() : nullptr; }
@@ -378,10 +388,7 @@ struct Tokens {
   Tokens() = default;
   explicit Tokens(const Tensor& x) : base(x.const_data_ptr<float>()), sequence(x.stride(0)), token(x.stride(1)) {}
   const float* at(int64_t b, int64_t t) const { return base + b * sequence + t * token; }
-  /// A head's part of `count` tokens. What is read next is the next head's part, then the first one's of the next tile.
-  HeadRows rows(int64_t b, int64_t t, int64_t count, int64_t head, int64_t heads, int64_t width) const {
-    return {at(b, t) + head * width, token, count, head + 1 < heads ? width : kTile * token - head * width};
-  }
+  TokenRows rows(int64_t b, int64_t t, int64_t count, int64_t heads, int64_t width) const { return {at(b, t), token, count, heads, width}; }
 };
 
 /// The inputs with everything a pass asks for. Channels of keys: d, padded to 16: dk; of values dv.
@@ -468,18 +475,22 @@ struct Problem {
   const float* k(int64_t b, int64_t t, int64_t h) const { return keys.at(b, t) + h * d; }
   const float* v(int64_t b, int64_t t, int64_t h) const { return values.at(b, t) + h * vd; }
   const float* position(int64_t t, int64_t h) const { return offsets ? offsets + t * width + h * d : nullptr; }
-  HeadRows positionRows(int64_t t, int64_t count, int64_t h) const { return {position(t, h), width, count, 0}; }
   const bool* keepsFrom(int64_t b, int64_t t) const { return keeps ? keeps + b * length + t : nullptr; }
-  HeadRows queryRows(int64_t b, int64_t t, int64_t count, int64_t h) const { return queries.rows(b, t, count, h, o.heads, d); }
-  HeadRows keyRows(int64_t b, int64_t t, int64_t count, int64_t h) const { return keys.rows(b, t, count, h, o.heads, d); }
-  void loadQueries(int64_t b, int64_t t, int64_t count, int64_t h, float* to) const {
-    loadFeatureRows(queryRows(b, t, count, h), {}, nullptr, nullptr, d, isRelu, rotated, dk, to);
+  int64_t keyTile() const { return kTile * dk; }
+  int64_t valueTile() const { return kTile * dv; }
+  void loadQueries(int64_t b, int64_t t, int64_t count, float* to) const {
+    loadFeatureRows(queries.rows(b, t, count, o.heads, d), nullptr, nullptr, {}, isRelu, rotated, dk, keyTile(), to);
   }
-  void loadKeys(int64_t b, int64_t t, int64_t count, int64_t h, const float* factors, float* to) const {
-    loadFeatureRows(keyRows(b, t, count, h), positionRows(t, count, h), keepsFrom(b, t), factors, d, isRelu, rotated, dk, to);
+  void loadKeys(int64_t b, int64_t t, int64_t count, const Factors& factors, float* to) const {
+    loadFeatureRows(keys.rows(b, t, count, o.heads, d), position(t, 0), keepsFrom(b, t), factors, isRelu, rotated, dk, keyTile(), to);
   }
-  void loadValues(int64_t b, int64_t t, int64_t count, int64_t h, float* to) const {
-    loadRows(values.rows(b, t, count, h, o.heads, vd), keepsFrom(b, t), vd, dv, to);
+  void loadValues(int64_t b, int64_t t, int64_t count, float* to) const {
+    loadRows(values.rows(b, t, count, o.heads, vd), keepsFrom(b, t), {}, dv, valueTile(), to);
+  }
+  /// Of one number a token and head, [B, H, L], those from token t on.
+  Factors perHead(const float* numbers, int64_t b, int64_t t) const {
+    if (!numbers) return {};
+    return {numbers + b * o.heads * length + t, length};
   }
   void rotateRows(float* rows, int64_t t, int64_t count, float direction) const {
     for (int64_t i = 0; rotated && i < count; ++i) rotate(rows + i * dk, t + i, direction, rows + i * dk);
@@ -534,28 +545,28 @@ struct Problem {
   }
 };
 
-/// One worker's tiles, 64 tokens each.
+/// One worker's tiles, 64 tokens each; `plain`, `values` and `other` of all heads.
 struct Tiles {
   std::unique_ptr<float[]> storage;
   float *plain, *turned, *columns, *values, *other;
   explicit Tiles(const Problem& p) {
-    const int64_t key = kTile * p.dk, value = kTile * p.dv;
-    storage.reset(new float[4 * key + value + 16]);
+    const int64_t key = p.keyTile(), heads = p.o.heads;
+    storage.reset(new float[2 * heads * key + 2 * key + heads * p.valueTile() + 16]);
     float* next = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(storage.get()) + 63) / 64 * 64);
     const auto take = [&](int64_t count) {
       float* taken = next;
       next += count;
       return taken;
     };
-    plain = take(key), turned = take(key), columns = take(key), other = take(key), values = take(value);
+    plain = take(heads * key), other = take(heads * key), turned = take(key), columns = take(key), values = take(heads * p.valueTile());
   }
 };
 
 /// sums += keysᵀ values over `rows` tokens of a tile.
-void addOuterProducts(const Problem& p, Tiles& tiles, const float* keys, int64_t rows, float* sums) {
-  if (!scan::usesBlockKernel()) return scan::portableTransposedProduct(p.dk, p.dv, rows, p.dk, p.dv, p.dv, true, keys, tiles.values, sums);
+void addOuterProducts(const Problem& p, Tiles& tiles, const float* keys, const float* values, int64_t rows, float* sums) {
+  if (!scan::usesBlockKernel()) return scan::portableTransposedProduct(p.dk, p.dv, rows, p.dk, p.dv, p.dv, true, keys, values, sums);
   transposeBlock(keys, p.dk, kTile, p.dk, tiles.columns, kTile);
-  product(p.dk, p.dv, rows, tiles.columns, kTile, tiles.values, p.dv, sums, p.dv, true);
+  product(p.dk, p.dv, rows, tiles.columns, kTile, values, p.dv, sums, p.dv, true);
 }
 
 struct Saved {
@@ -630,12 +641,13 @@ Saved forward(const Problem& p) {
     float* sums = partial.data() + task * (states + keys);
     for (int64_t t = begin; t < end; t += kTile) {
       const int64_t rows = std::min(kTile, end - t);
+      p.loadKeys(b, t, rows, p.perHead(alpha, b, t), tiles.plain);
+      p.loadValues(b, t, rows, tiles.values);
       for (int64_t h = 0; h < heads; ++h) {
-        p.loadKeys(b, t, rows, h, alpha ? alpha + (b * heads + h) * p.length + t : nullptr, tiles.plain);
-        addRows(tiles.plain, nullptr, rows, p.dk, sums + states + h * p.dk);
-        p.rotateRows(tiles.plain, t, rows, 1);
-        p.loadValues(b, t, rows, h, tiles.values);
-        addOuterProducts(p, tiles, tiles.plain, rows, sums + h * p.dk * p.dv);
+        float* const plain = tiles.plain + h * p.keyTile();
+        addRows(plain, nullptr, rows, p.dk, sums + states + h * p.dk);
+        p.rotateRows(plain, t, rows, 1);
+        addOuterProducts(p, tiles, plain, tiles.values + h * p.valueTile(), rows, sums + h * p.dk * p.dv);
       }
     }
   });
@@ -650,13 +662,14 @@ Saved forward(const Problem& p) {
     Tiles& tiles = workers[worker];
     for (int64_t t = begin; t < end; t += kTile) {
       const int64_t rows = std::min(kTile, end - t);
+      p.loadQueries(b, t, rows, tiles.plain);
       for (int64_t h = 0; h < heads; ++h) {
         const int64_t head = b * heads + h;
-        p.loadQueries(b, t, rows, h, tiles.plain);
-        divideRows(tiles.plain, sums + head * p.dk, p.epsilon(b), rows, p.dk, denominators + head * p.length + t);
-        p.rotateRows(tiles.plain, t, rows, 1);
+        float* const plain = tiles.plain + h * p.keyTile();
+        divideRows(plain, sums + head * p.dk, p.epsilon(b), rows, p.dk, denominators + head * p.length + t);
+        p.rotateRows(plain, t, rows, 1);
         float* to = out + ((b * p.length + t) * heads + h) * p.vd;
-        product(rows, p.vd, p.dk, tiles.plain, p.dk, memory + head * p.dk * p.dv, p.dv, to, heads * p.vd, false);
+        product(rows, p.vd, p.dk, plain, p.dk, memory + head * p.dk * p.dv, p.dv, to, heads * p.vd, false);
       }
     }
   });
@@ -696,21 +709,22 @@ Gradients backward(const Problem& p, const Saved& s, const Tensor& upstream) {
     float* totals = partial.data() + task * (states + keys);
     for (int64_t t = begin; t < end; t += kTile) {
       const int64_t rows = std::min(kTile, end - t);
+      p.loadQueries(b, t, rows, tiles.plain);
+      loadRows(upstreams.rows(b, t, rows, heads, p.vd), nullptr, p.perHead(denominators, b, t), p.dv, p.valueTile(), tiles.values);
       for (int64_t h = 0; h < heads; ++h) {
         const int64_t head = b * heads + h;
-        const float* denominator = denominators + head * p.length + t;
-        p.loadQueries(b, t, rows, h, tiles.plain);
-        const float* turned = p.turnedRows(tiles.plain, t, rows, tiles.turned);
-        loadQuotients(upstreams.rows(b, t, rows, h, heads, p.vd), denominator, p.vd, p.dv, tiles.values);
-        addOuterProducts(p, tiles, turned, rows, totals + h * p.dk * p.dv);
-        product(rows, p.dk, p.dv, tiles.values, p.dv, memoryColumns.data() + head * p.dk * p.dv, p.dk, tiles.other, p.dk, false);
-        p.rotateRows(tiles.other, t, rows, -1);
-        bottomGradients(tiles.other, tiles.plain, denominator, rows, p.dk, bottom);
-        addRows(tiles.plain, bottom, rows, p.dk, totals + states + h * p.dk);
-        if (p.o.reweighted) addToRows(sums + head * p.dk, bottom, rows, p.dk, tiles.other);
-        else finishRows(tiles.plain, sums + head * p.dk, bottom, rows, p.dk, p.isRelu, tiles.other);
-        storeRows(tiles.other, nullptr, rows, p.dk, p.d, p.rotated, dq + place(b, t, h), p.width);
+        const float *plain = tiles.plain + h * p.keyTile(), *tops = tiles.values + h * p.valueTile();
+        float* const other = tiles.other + h * p.keyTile();
+        const float* turned = p.turnedRows(plain, t, rows, tiles.turned);
+        addOuterProducts(p, tiles, turned, tops, rows, totals + h * p.dk * p.dv);
+        product(rows, p.dk, p.dv, tops, p.dv, memoryColumns.data() + head * p.dk * p.dv, p.dk, other, p.dk, false);
+        p.rotateRows(other, t, rows, -1);
+        bottomGradients(other, plain, denominators + head * p.length + t, rows, p.dk, bottom);
+        addRows(plain, bottom, rows, p.dk, totals + states + h * p.dk);
+        if (p.o.reweighted) addToRows(sums + head * p.dk, bottom, rows, p.dk, other);
+        else finishRows(plain, sums + head * p.dk, bottom, rows, p.dk, p.isRelu, other);
       }
+      storeRows(tiles.other, nullptr, rows, heads, p.dk, p.keyTile(), p.d, p.rotated, dq + place(b, t, 0), p.width);
     }
   });
   const auto total = p.overAll(partial, states + keys);
@@ -731,30 +745,31 @@ Gradients backward(const Problem& p, const Saved& s, const Tensor& upstream) {
     float* totals = meanParts.data() + task * extra;
     for (int64_t t = begin; t < end; t += kTile) {
       const int64_t rows = std::min(kTile, end - t);
+      p.loadKeys(b, t, rows, {}, tiles.plain);
+      p.loadValues(b, t, rows, tiles.values);
       for (int64_t h = 0; h < heads; ++h) {
         const int64_t head = b * heads + h;
         const float* weights = alpha ? alpha + head * p.length + t : nullptr;
-        p.loadKeys(b, t, rows, h, nullptr, tiles.plain);
-        const float* turned = tiles.plain;
+        const float *keyRows = tiles.plain + h * p.keyTile(), *valueRows = tiles.values + h * p.valueTile();
+        float* const other = tiles.other + h * p.keyTile();
+        const float* turned = keyRows;
         if (alpha) {
-          weighRows(tiles.plain, weights, rows, p.dk, tiles.turned);
+          weighRows(keyRows, weights, rows, p.dk, tiles.turned);
           p.rotateRows(tiles.turned, t, rows, 1);
           turned = tiles.turned;
         } else {
-          turned = p.turnedRows(tiles.plain, t, rows, tiles.turned);
+          turned = p.turnedRows(keyRows, t, rows, tiles.turned);
         }
-        p.loadValues(b, t, rows, h, tiles.values);
-        float* to = dk + place(b, t, h);
         // Tokens that aren't there have keys of zero, hence values without gradient.
         product(
             rows, p.vd, p.dk, turned, p.dk, memoryGradient.data() + head * p.dk * p.dv, p.dv, dv + valuePlace(b, t, h), heads * p.vd, false);
-        product(rows, p.dk, p.dv, tiles.values, p.dv, gradientColumns.data() + head * p.dk * p.dv, p.dk, tiles.other, p.dk, false);
-        p.rotateRows(tiles.other, t, rows, -1);
+        product(rows, p.dk, p.dv, valueRows, p.dv, gradientColumns.data() + head * p.dk * p.dv, p.dk, other, p.dk, false);
+        p.rotateRows(other, t, rows, -1);
         if (!alpha) {
-          finishRows(tiles.plain, sumGradient.data() + head * p.dk, nullptr, rows, p.dk, p.isRelu, tiles.other);
-          storeRows(tiles.other, p.keepsFrom(b, t), rows, p.dk, p.d, p.rotated, to, p.width);
+          finishRows(keyRows, sumGradient.data() + head * p.dk, nullptr, rows, p.dk, p.isRelu, other);
           continue;
         }
+        float* to = dk + place(b, t, h);
         for (int64_t i = 0; i < rows; ++i, to += p.width) {
           float& slope = weightGradient[head * p.length + t + i];
           if (!p.isReal(b, t + i)) {
@@ -762,7 +777,8 @@ Gradients backward(const Problem& p, const Saved& s, const Tensor& upstream) {
             slope = 0;
             continue;
           }
-          float *row = tiles.other + i * p.dk, *plain = tiles.plain + i * p.dk;
+          float* row = other + i * p.dk;
+          const float* plain = keyRows + i * p.dk;
           addScaled(sumGradient.data() + head * p.dk, 1, p.d, row);
           slope = dot(row, plain, p.d);
           totals[keys + h] += weights[i] * slope;
@@ -771,6 +787,8 @@ Gradients backward(const Problem& p, const Saved& s, const Tensor& upstream) {
           scaleInto(row, weights[i], p.d, to);
         }
       }
+      if (!alpha)
+        storeRows(tiles.other, p.keepsFrom(b, t), rows, heads, p.dk, p.keyTile(), p.d, p.rotated, dk + place(b, t, 0), p.width);
     }
   };
   if (!alpha) {
