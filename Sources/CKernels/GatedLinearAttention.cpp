@@ -10,9 +10,9 @@
 //
 // Measured on one core (Zen 5, dk = dv = 64, L = 4096, CPU time in the machine's quieter moments): forward 145 ns a token and
 // head without a gate and 180 with one a channel, 140 and 115 GFLOP/s; forward + backward 600 and 770 ns, 110 and 90 GFLOP/s;
-// these block products alone reach 240. On a Zen 3 with AVX2 (Benchmarks/family_kernels.py) 0.34 and 0.46 us, and 1.4 and 1.8 with
-// backward, of which products take half; a fifth waits for rows (some 2.3 KB a token and head), a twelfth for the pages of the gradients.
-// The rest is transposes, sums and the gates' factors.
+// these block products alone reach 240. On a Zen 3 with AVX2 (Benchmarks/family_kernels.py) 0.33 and 0.40 us, and 1.26 and 1.5 with
+// backward. Without a gate products take four fifths where all is in the cache and three fifths at 16k tokens, where a quarter waits
+// for rows (some 2.3 KB a token and head). The rest is transposes, sums and the gates' factors.
 
 #include "ChunkScan.h"
 
