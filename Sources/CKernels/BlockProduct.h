@@ -101,8 +101,8 @@ MARTLET_INLINE void productOfStrips(
   }
 }
 
-/// Measured on one core with AVX2 (Zen 3; 2,000 calls on the same operands, the best of 20 rounds): 16x64x64 97 GFLOP/s, 16x16x64 96,
-/// 64x64x16 84, 80x16x64 98; libtorch's block kernel there 82, 67, 78 and 89 and a look-up a call, the BLAS that libtorch links 53.
+/// Measured with Benchmarks/block_product.cpp on one core with AVX2 (Zen 3): 16x64x64 97 GFLOP/s, 16x16x64 96, 64x64x16 82, 80x16x64 98;
+/// libtorch's block kernel there 89, 85, 84 and 93 and a look-up a call.
 MARTLET_VECTOR static inline void portableProduct(
     int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add, const float* a, const float* b,
     float* c) {

@@ -451,6 +451,7 @@ class Sequences {
     int64_t row;         // its row of [batch · heads] in the tensors
     int64_t state;       // its row of [sequences · heads] in first and last states
     int64_t saved;       // its first saved state
+    int64_t length() const { return end - begin; }
   };
   Task task(int64_t index) const {
     const int64_t sequence = order_[index / heads], head = index % heads;

@@ -11,8 +11,8 @@
 // Measured on one core (Zen 5, dk = dv = 64, L = 4096, CPU time in the machine's quieter moments): forward 145 ns a token and
 // head without a gate and 180 with one a channel, 140 and 115 GFLOP/s; forward + backward 600 and 770 ns, 110 and 90 GFLOP/s;
 // these block products alone reach 240. On a Zen 3 with AVX2 (Benchmarks/family_kernels.py) 0.33 and 0.40 us, and 1.26 and 1.5 with
-// backward. Without a gate products take four fifths where all is in the cache and three fifths at 16k tokens, where a quarter waits
-// for rows (some 2.3 KB a token and head). The rest is transposes, sums and the gates' factors.
+// backward. Without a gate seven tenths of the samples are products and two tenths the copies of rows (some 2.3 KB a token and head). The rest is
+// transposes, sums and the gates' factors.
 
 #include "ChunkScan.h"
 
@@ -617,10 +617,7 @@ std::tuple<Tensor, Tensor, Tensor> gatedForward(const GatedInputs& in, double sc
     entering = enteringStates(p, segments, floats(in.state), false, false, workers, [](Scan& scan, auto... rest) { scan.accumulate(rest...); });
   }
   const Rows outRows(out);
-  const auto steps = [&](int64_t index) {
-    const auto task = p.sequences.task(index / segments.count);
-    return segments.steps(task.end - task.begin);
-  };
+  const auto steps = [&](int64_t index) { return segments.steps(p.sequences.task(index / segments.count).length()); };
   parallelChains(p.sequences.tasks() * segments.count, steps, [&](int64_t index, int64_t step, int64_t worker) {
     FlushDenormals flush;
     const auto task = p.sequences.task(index / segments.count);
@@ -632,7 +629,7 @@ std::tuple<Tensor, Tensor, Tensor> gatedForward(const GatedInputs& in, double sc
                          : in.state.defined() ? floats(in.state) + task.state * p.stateSize()
                                               : nullptr;
     scan.loadState(first, scan.state);
-    const auto [begin, end] = segments.range(segment, step, task.end - task.begin);
+    const auto [begin, end] = segments.range(segment, step, task.length());
     scan.forward(
         task.row, task.begin + begin, task.begin + end,
         [&](int64_t t) {
@@ -686,10 +683,7 @@ GatedGradients gatedBackward(
   const int64_t tasks = p.sequences.tasks() * segments.count;
   std::vector<double> gateSums(tasks);
   Tensor first = at::empty_like(g.state);
-  const auto steps = [&](int64_t index) {
-    const auto task = p.sequences.task(index / segments.count);
-    return segments.steps(task.end - task.begin);
-  };
+  const auto steps = [&](int64_t index) { return segments.steps(p.sequences.task(index / segments.count).length()); };
   parallelChains(tasks, steps, [&](int64_t index, int64_t step, int64_t worker) {
     FlushDenormals flush;
     const auto task = p.sequences.task(index / segments.count);
@@ -701,7 +695,7 @@ GatedGradients gatedBackward(
                                           : floats(g.state) + task.state * p.stateSize();
     scan.loadState(end, scan.stateGradient);
     scan.headGateGradient = 0;
-    const auto [begin, stop] = segments.range(segment, steps(index) - 1 - step, task.end - task.begin);
+    const auto [begin, stop] = segments.range(segment, steps(index) - 1 - step, task.length());
     if (stop > begin) {
       for (int64_t t = begin + (stop - begin - 1) / kSpacing * kSpacing; t >= begin; t -= kSpacing) {
         scan.loadState(floats(saved) + (task.saved + t / kSpacing) * p.stateSize(), scan.state);

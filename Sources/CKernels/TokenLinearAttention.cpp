@@ -473,7 +473,6 @@ struct Problem {
   bool isReal(int64_t b, int64_t t) const { return !keeps || keeps[b * length + t]; }
   const float* q(int64_t b, int64_t t, int64_t h) const { return queries.at(b, t) + h * d; }
   const float* k(int64_t b, int64_t t, int64_t h) const { return keys.at(b, t) + h * d; }
-  const float* v(int64_t b, int64_t t, int64_t h) const { return values.at(b, t) + h * vd; }
   const float* position(int64_t t, int64_t h) const { return offsets ? offsets + t * width + h * d : nullptr; }
   const bool* keepsFrom(int64_t b, int64_t t) const { return keeps ? keeps + b * length + t : nullptr; }
   int64_t keyTile() const { return kTile * dk; }

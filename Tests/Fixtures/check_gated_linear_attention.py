@@ -203,8 +203,13 @@ def main():
         check_gated(f"gate {gate}, -5 at every token, length 512", 1, 2, 512, 24, 16, gate, constant=-5.0)
         check_gated(f"gate {gate}, -inf at tokens 0, 37, 38, 64, 299", 1, 2, 300, 24, 16, gate, closed=(0, 37, 38, 64, 299))
         check_gated(f"gate {gate}, -inf, one head in segments", 1, 1, 4400, 16, 16, gate, closed=(100, 2048, 2049, 4000), threads=3)
+    for gate in (None, "head", "token", "channel"):
+        check_gated(f"gate {gate}, heads in steps", 1, 3, 2100, 16, 32, gate, rate=0.02, threads=2, tolerance=2e-5)
+        check_gated(f"gate {gate}, packed sequences in steps", 1, 2, 3700, 16, 16, gate, rate=0.02, threads=2, offsets=[0, 2500, 2500, 3700],
+                    tolerance=2e-5)
     for causal in (False, True):
         for masked in (False, True):
+            check_normalised(f"normalised, causal {causal}, mask {masked}, heads in steps", 1, 3, 2100, 16, 32, causal, masked, tolerance=2e-5, threads=2)
             for length in (1, 16, 50, 257, 300):
                 check_normalised(f"normalised, causal {causal}, mask {masked}, length {length}", 2, 3, length, 20, 33, causal, masked)
             check_normalised(f"normalised, causal {causal}, mask {masked}, segments", 1, 1, 4400, 16, 32, causal, masked, layout="plain", tolerance=2e-5, threads=3)
