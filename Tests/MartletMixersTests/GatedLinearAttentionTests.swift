@@ -43,7 +43,8 @@ import Testing
     }
   }
 
-  @Test(arguments: [1, 17, 64, 77, 300], [0, 1, 3, 4]) func theKernelAndItsGradientsAreTheRecurrence(_ length: Int, _ gateRank: Int) {
+  // 2,100 positions are three steps of a head, whose state goes from one to the next.
+  @Test(arguments: [1, 17, 64, 77, 300, 2100], [0, 1, 3, 4]) func theKernelAndItsGradientsAreTheRecurrence(_ length: Int, _ gateRank: Int) {
     func results(_ dtype: DType) -> [Tensor] {
       let single = inputs(length, .float32, temperature: 8)
       let gate: Tensor? =
