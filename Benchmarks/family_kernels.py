@@ -7,6 +7,7 @@ a half); forward, and forward with backward.
 
 import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +94,20 @@ def filter_bank(length):
     return setup
 
 
+def system_states(window):
+    """The same memory in low-rank chunks of 128 positions, without the scan that gives the states before the chunks."""
+
+    def setup():
+        sys.path.append(str(Path(__file__).parent.parent / "Tests" / "Fixtures"))
+        from check_system_states import legendre, system
+
+        operands = system(*legendre(256, window), 128)
+        run = lambda u, starts: torch.ops.martlet.system_states(u, starts, *operands)
+        return [normal(1, window), normal(1, window // 128, 256)], run, 256 * window / TOKENS
+
+    return setup
+
+
 def windowed():
     softmax = lambda x: x.softmax(-1)
     inputs = [heads(64), heads(64), heads(64), softmax(heads(64)), softmax(heads(64)), torch.full((4,), 0.1)]
@@ -162,6 +177,7 @@ CASES = {
     "short convolution, conv1d": convolution_in_torch,
     **{f"long convolution, {n >> 10}k": long_convolution(n) for n in (4096, 16384, 65536, 262144)},
     **{f"filter bank, {n >> 10}k": filter_bank(n) for n in (4096, 16384, 65536)},
+    "system states, 64k": system_states(65536),
     "windowed linear attention": windowed,
     "token linear attention, rala": tokens(0, True, True),
     "token linear attention, relu": tokens(1, False, False),

@@ -10,9 +10,9 @@ import Testing
 
   // MARK: Check 1
 
-  /// Block boundaries are at multiples of 16 and of 256. In float32, memories from zeros are transformed.
-  @Test(arguments: [1, 15, 16, 17, 255, 256, 257, 600], [DType.float32, .float64])
-  func blocksAndConvolutionGiveTheRecurrence(_ length: Int, _ dtype: DType) {
+  /// Chunks are of 16 positions in float64 and of 16 to 128 in float32.
+  @Test(arguments: [1, 15, 16, 17, 33, 127, 128, 129, 256, 600], [DType.float32, .float64])
+  func chunksAndConvolutionGiveTheRecurrence(_ length: Int, _ dtype: DType) {
     let (a, b) = system(20, 40)
     let (A, B) = (a.to(dtype), b.to(dtype))
     let u = normal([2, length], dtype).relu()
@@ -20,9 +20,11 @@ import Testing
     let exact = legendreMemoryReference(u.to(.float64), A: A.to(.float64), B: B.to(.float64))
     let continued = legendreMemoryReference(u.to(.float64), A: A.to(.float64), B: B.to(.float64), from: start.to(.float64))
     let tolerance = dtype == .float64 ? 1e-10 : 1e-5
+    let memory = LegendreMemory(A: A, B: B)
+    let reference = KernelChoice.$referenceOnly.withValue(true) { memory(u, from: start, by: .chunks) }
     for (name, found, expected) in [
-      ("blocks", legendreMemory(u, A: A, B: B, from: .zeros([2, 20], dtype: dtype)), exact),
-      ("transforms", legendreMemory(u, A: A, B: B), exact), ("blocks from a state", legendreMemory(u, A: A, B: B, from: start), continued),
+      ("chunks", memory(u, by: .chunks), exact), ("transforms", memory(u, by: dtype == .float32 ? .transforms : nil), exact),
+      ("chunks from a state", memory(u, from: start), continued), ("chunks without the kernel", reference, continued),
       ("convolution", legendreMemoryConvolution(u, A: A, B: B), exact),
       ("recurrence in \(dtype)", legendreMemoryReference(u, A: A, B: B, from: start), continued),
     ] {
@@ -31,14 +33,17 @@ import Testing
     }
   }
 
-  @Test func longMemoriesStayExactInSinglePrecision() {
-    let (a, b) = system(64, 4096)
+  /// Windows that are long beside d, whose chunks need few functions, and one that isn't.
+  @Test(arguments: [(64, 4096.0), (64, 50_000), (24, 8)])
+  func longMemoriesStayExactInSinglePrecision(_ d: Int, _ window: Double) {
+    let (a, b) = system(d, window)
     let u = normal([1, 5000]).relu()
     // The matrices in the numbers that float32 has, or their powers would differ.
     let (A, B) = (a.to(.float32), b.to(.float32))
     let exact = legendreMemoryConvolution(u.to(.float64), A: A.to(.float64), B: B.to(.float64))
+    let memory = LegendreMemory(A: A, B: B)
     for (name, found) in [
-      ("blocks", legendreMemory(u, A: A, B: B, from: .zeros([1, 64]))), ("transforms", legendreMemory(u, A: A, B: B)),
+      ("chunks", memory(u, by: .chunks)), ("transforms", memory(u, by: .transforms)), ("by itself", memory(u)),
       ("convolution", legendreMemoryConvolution(u, A: A, B: B)),
     ] {
       let error = relativeError(found, exact)
@@ -46,19 +51,33 @@ import Testing
     }
   }
 
-  @Test func gradientsOfTheBlocksAreThoseOfTheRecurrence() {
-    let (A, B) = system(6, 20)
-    func gradients(_ form: (Tensor, Tensor) -> Tensor) -> [Tensor] {
-      let leaves = [normal([2, 300], .float64).tracked(), normal([2, 6], seed: 2, .float64).tracked()]
+  @Test(arguments: [(6, 20.0, 300), (24, 900, 700), (20, 10, 50)])
+  func gradientsOfTheChunksAreThoseOfTheRecurrence(_ d: Int, _ window: Double, _ length: Int) {
+    let (A, B) = system(d, window)
+    func gradients(_ dtype: DType, _ form: (Tensor, Tensor) -> Tensor) -> [Tensor] {
+      let leaves = [normal([2, length]).to(dtype).tracked(), normal([2, d], seed: 2).to(dtype).tracked()]
       let m = form(leaves[0], leaves[1])
-      return gradient(of: m, with: leaves, seed: normal(m.shape, seed: 3, .float64)).map { $0! }
+      return gradient(of: m, with: leaves, seed: normal(m.shape, seed: 3).to(dtype)).map { $0! }
     }
-    let expected = gradients { legendreMemoryReference($0, A: A, B: B, from: $1) }
-    for (name, found, reference) in zip3(
-      ["u", "m_0"], gradients { legendreMemory($0, A: A, B: B, from: $1) }, expected)
-    {
-      let error = relativeError(found, reference)
-      #expect(error <= 1e-10, "\(name): \(error), allowed 1e-10")
+    let expected = gradients(.float64) { legendreMemoryReference($0, A: A, B: B, from: $1) }
+    let memory = LegendreMemory(A: A, B: B)
+    for (dtype, tolerance) in [(DType.float32, 1e-5), (.float64, 1e-10)] {
+      for (name, found, reference) in zip3(["u", "m_0"], gradients(dtype) { memory($0, from: $1, by: .chunks) }, expected) {
+        let error = relativeError(found, reference)
+        #expect(error <= tolerance, "\(name) in \(dtype), d = \(d): \(error), allowed \(tolerance)")
+      }
+    }
+  }
+
+  /// Few functions are taken where the window is long beside d, transforms where it is short.
+  @Test func theFormFollowsTheWindow() {
+    for (d, window, isInChunks) in [(64, 4096.0, true), (16, 784, true), (256, 1024, false), (128, 128, false)] {
+      let (A, B) = system(d, window)
+      let memory = LegendreMemory(A: A, B: B)
+      let u = normal([1, 512])
+      let byItself = memory(u)
+      #expect(byItself.isEqual(to: memory(u, by: isInChunks ? .chunks : .transforms)), "d = \(d), θ = \(window)")
+      #expect(!byItself.isEqual(to: memory(u, by: isInChunks ? .transforms : .chunks)), "d = \(d), θ = \(window)")
     }
   }
 
@@ -76,7 +95,7 @@ import Testing
       return [gradient(of: form(leaf), with: [leaf], seed: seed.to(dtype))[0]!, ofSum]
     }
     let expected = gradients(.float64) { legendreMemoryConvolution($0, A: A, B: B) }
-    for (name, found, reference) in zip3(["rows", "sum"], gradients(.float32) { memory($0) }, expected) {
+    for (name, found, reference) in zip3(["rows", "sum"], gradients(.float32) { memory($0, by: .transforms) }, expected) {
       let error = relativeError(found, reference)
       #expect(error <= 1e-5, "\(name), [\(batch), \(length), \(d)]: \(error), allowed 1e-5")
     }
