@@ -46,14 +46,14 @@ MARTLET_INLINE void activateWith(int64_t rows, int64_t columns, Tile pre, const 
     float* __restrict to = out.row(r);
     if (up) {
       const float* __restrict factor = up->row(r);
-      MARTLET_SIMD for (int64_t c = 0; c < columns; ++c) to[c] = Act::at(from[c]).value * factor[c];
+      MARTLET_SIMD for (int64_t c = 0; c < columns; ++c) to[c] = Act::value(from[c]) * factor[c];
     } else if (bias) {
       MARTLET_SIMD for (int64_t c = 0; c < columns; ++c) {
         from[c] += bias[c];
-        to[c] = Act::at(from[c]).value;
+        to[c] = Act::value(from[c]);
       }
     } else {
-      MARTLET_SIMD for (int64_t c = 0; c < columns; ++c) to[c] = Act::at(from[c]).value;
+      MARTLET_SIMD for (int64_t c = 0; c < columns; ++c) to[c] = Act::value(from[c]);
     }
   }
 }
