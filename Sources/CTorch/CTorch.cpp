@@ -204,7 +204,7 @@ struct CallbackNode final : torch::autograd::Node {
 std::atomic<int64_t> currentBytes{0};
 std::atomic<int64_t> peakBytes{0};
 
-/// Freed blocks of 128 KiB and more, kept for the next tensors of their size. glibc gives such blocks back to the system, at once
+/// Freed blocks of a MiB and more, kept for the next tensors of their size. glibc gives such blocks back to the system, at once
 /// beyond 32 MiB, and the next tensor pays for its pages again: a page fault every 4 KiB, 1-4 us each on virtual machines, more
 /// than most operators spend on the numbers in the page (a layer of S4 at 16k tokens spent half of its time so). Blocks in use and
 /// kept ones are together never more than the most that has been in use at once, so keeping them does not raise the process's peak.
@@ -225,7 +225,7 @@ class LargeBlocks {
   }
 
  public:
-  static constexpr size_t smallest = size_t{1} << 17;
+  static constexpr size_t smallest = size_t{1} << 20;
 
   static LargeBlocks& shared() {
     static auto* blocks = new LargeBlocks();  // outlives the tensors of static variables
