@@ -9,8 +9,9 @@
 // gradient, and one back for up to sixteen signals.
 //
 // A step and filter cost 5 log2 n operations and 8 bytes of the kept spectrum in either direction; carrying a state of d numbers
-// instead costs 2 d, or what SystemStates.cpp makes of it where the filters change slowly. Measured with Benchmarks/family_kernels.py on one core (Zen 3 with AVX2, 256 filters): 2.0 ns a step and filter
-// forward and 4.2 with backward at 4k steps, 2.4 and 5.1 at 16k, 4.2 and 7.4 at 64k, where a spectrum leaves the second-level cache.
+// instead costs 2 d, or what SystemStates.cpp makes of it where the filters change slowly. Measured with Benchmarks/family_kernels.py on
+// one core (Zen 3 with AVX2, 256 filters): 2.0 ns a step and filter forward and 4.2 with backward at 4k steps, 2.4 and 5.1 at 16k, 4.2
+// and 7.4 at 64k, where a spectrum leaves the second-level cache.
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>

@@ -7,13 +7,15 @@
 //     m_t = sum_i v_{t,i} (M_i B) + sum_i c_i(t) (M_i A m_before),   v_{t,i} = sum_{s <= t} c_i(t-s) u_s
 //
 // with t and s counted in the chunk. The r functions c_i are the leading singular vectors of lag against matrix entry; a window that is
-// long beside d needs few of them (a Legendre memory of 256 coefficients over 65,536 positions: 16 for 128 lags, to 1e-7). The states
-// before the chunks come from the caller, in whose hands a scan over chunks is short.
+// long beside d needs few of them (a Legendre memory of 256 coefficients over 65,536 positions: 16 for 128 lags, to 1e-7, as
+// Tests/Fixtures/check_system_states.py prints). The states before the chunks come from the caller, in whose hands a scan over chunks is
+// short.
 //
 // Operations a position and state: 4 r for the product, 2 r d / C for M_i A m_before, r (C+1) / d for v; backward as many. The matrices of
 // the last two, and of their gradients, come in strips of sixteen columns one after another, which the block product reads as they lie.
 // Measured with Benchmarks/family_kernels.py on one core (Zen 3 with AVX2), that memory: 2.1 ns a position and state forward and 4.2 with
-// backward, where the transforms of FilterBank.cpp take 4.1 and 6.9. Three quarters are products, the rest first touches of the result.
+// backward, where in the same run the transforms of FilterBank.cpp took 4.1 and 6.9. Two thirds of the forward pass
+// are products, most of the rest first touches of the result.
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -51,6 +53,9 @@ struct System {
     checkOperand(writes, op, "writes", {rank, width});
   }
   int64_t chunks(int64_t length) const { return (length + chunk - 1) / chunk; }
+  /// Positions of a chunk, counted through the batch, and its first one among all sequences' positions.
+  int64_t extent(int64_t index, int64_t length) const { return std::min(chunk, length - index % chunks(length) * chunk); }
+  int64_t position(int64_t index, int64_t length) const { return index / chunks(length) * length + index % chunks(length) * chunk; }
   /// Chunks of a task: some 4,096 positions, for which the matrices in strips are read once, but two tasks a worker if there are so many.
   int64_t together(int64_t count) const {
     return std::clamp<int64_t>(std::min(4096 / chunk, count / (2 * workerCount())), 1, 64);
@@ -85,8 +90,8 @@ at::Tensor systemStates(const at::Tensor& signal, const at::Tensor& starts, cons
     const auto at = [&](size_t index) { return scratch.piece(worker, index); };
     float *const u = at(0), *const v = at(1), *const n = at(2), *const left = at(3), *const right = at(4);
     const int64_t first = task * together, here = std::min(together, count - first);
-    const auto extent = [&](int64_t index) { return std::min(chunk, length - (first + index) % chunks * chunk); };
-    const auto position = [&](int64_t index) { return (first + index) / chunks * length + (first + index) % chunks * chunk; };
+    const auto extent = [&](int64_t index) { return system.extent(first + index, length); };
+    const auto position = [&](int64_t index) { return system.position(first + index, length); };
     for (int64_t i = 0; i < here; ++i) {
       const int64_t taken = extent(i);
       std::copy_n(signal.data_ptr<float>() + position(i), taken, u + i * chunk);
@@ -133,8 +138,8 @@ std::tuple<at::Tensor, at::Tensor> systemStatesBackward(const at::Tensor& gradie
     const auto at = [&](size_t index) { return scratch.piece(worker, index); };
     float *const v = at(0), *const n = at(1), *const m = at(2), *const u = at(3);
     const int64_t first = task * together, here = std::min(together, count - first);
-    const auto extent = [&](int64_t index) { return std::min(chunk, length - (first + index) % chunks * chunk); };
-    const auto position = [&](int64_t index) { return (first + index) / chunks * length + (first + index) % chunks * chunk; };
+    const auto extent = [&](int64_t index) { return system.extent(first + index, length); };
+    const auto position = [&](int64_t index) { return system.position(first + index, length); };
     for (int64_t i = 0; i < here; ++i) {
       const int64_t taken = extent(i);
       const float* const g = rows.data_ptr<float>() + position(i) * width;

@@ -158,6 +158,18 @@ import Testing
     #expect(model.multiplyAdds(length: 10) == 2 * (10 * (4 * d * d + perToken) + 2 * 10 * 10 / 2 * d))
   }
 
+  /// The fused GELU is a rational function between clamps: over both, and far beyond, it is x Φ(x).
+  @Test func theFusedGELUIsThatOfTheNormalDistribution() {
+    let x = Tensor((-14_000...14_000).map { Float($0) / 1000 } + [-1e6, -1e3, 1e3]).expandedDimension(1)
+    let (one, zero) = (Tensor([Float(1)], [1, 1]), Tensor([Float(0)]))
+    let found = withoutGradient {
+      Operator("martlet::mlp")(.tensor(x), .tensor(one), .tensor(zero), .tensor(one), .tensor(zero), .string("gelu"))
+    }
+    let exact = x.to(.float64).gelu()
+    let error = ((found.to(.float64) - exact).abs() / (exact.abs() + 1)).max().item()
+    #expect(error <= 1e-6, "\(error), allowed 1e-6")
+  }
+
   @Test func fusedFeedForwardsAreTheirFormulas() throws {
     let x = Tensor.randomNormal([2, 5, 16], generator: generator(4))
     let mlp = MLP(width: 16, hidden: 24, generator: generator())
