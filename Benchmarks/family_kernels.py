@@ -43,6 +43,10 @@ def gated_linear():
     return inputs, lambda *x: torch.ops.martlet.gated_linear_attention(*x)[0], 4
 
 
+def scalar_gated():
+    return [heads(64), heads(64), heads(64), gated(1, 4, TOKENS)], lambda *x: torch.ops.martlet.gated_linear_attention(*x)[0], 4
+
+
 def omega(chunk):
     def setup():
         f, dv, window = 91, 64, 4
@@ -170,6 +174,7 @@ CASES = {
     "delta rule": delta,
     "linear attention": linear,
     "gated linear attention": gated_linear,
+    "scalar gate": scalar_gated,
     **{f"omega rule, chunk {b}": omega(b) for b in (4, 8, 16, 32)},
     "prefix attention": prefix,
     "selective scan": scan,

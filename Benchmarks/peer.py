@@ -5,7 +5,8 @@ Usage: peer.py THREADS. One JSON object a line on standard input, one answer a l
     {"list": true}     -> {"cases": [names], "versions": {"python": ..., "torch": ...}, "threads": n}
     {"case": name}     -> {"ready": name, "seconds": s}   sets the case up and calls it once, which may compile; s: that call
     {"run": k}         -> {"seconds": s}                  k calls, the clock around all of them
-    {"memory": true}   -> {"bytes": b}                    most bytes of tensors alive at once in a call, beyond those before it
+    {"memory": true}   -> {"bytes": b}                    most bytes of tensors alive at once in a call, beyond those before it; an error
+                                                          after calls of over 15 s, whose record may take all memory itself
     {"release": true}  -> {"released": true}
 
 What fails answers {"error": message}. A file of peers/ offers CASES: name -> function that prepares and returns the call.
@@ -74,7 +75,7 @@ def main():
     except Exception as error:  # a broken peer file must be named, not end in a closed pipe
         answer({"error": f"the peers could not be loaded: {type(error).__name__}: {error}"})
         return 1
-    run = None
+    run, call = None, 0
     for line in sys.stdin:
         try:
             request = json.loads(line)
@@ -85,10 +86,13 @@ def main():
                 run = None
                 gc.collect()
                 run = cases[request["case"]]()
-                answer({"ready": request["case"], "seconds": seconds(run, 1)})
+                call = seconds(run, 1)
+                answer({"ready": request["case"], "seconds": call})
             elif "run" in request:
                 answer({"seconds": seconds(run, request["run"])})
             elif "memory" in request:
+                if call > 15:
+                    raise MemoryError(f"a call of {call:.0f} s has too many operations to be recorded")
                 answer({"bytes": peak_bytes(torch, run)})
             elif "release" in request:
                 run = None

@@ -56,9 +56,10 @@ def chunked(q, k, v, g, scale, chunk=64, sub=16):
     decay = last.exp().transpose(-1, -2)
     state = torch.zeros_like(updates[:, :, 0])
     states = []
-    for c in range(n):
+    # `unbind`, whose gradient is one stack: that of an index would be a tensor of zeros as large as all chunks for each of them.
+    for factor, update in zip(decay.unbind(2), updates.unbind(2)):
         states.append(state)
-        state = decay[:, :, c] * state + updates[:, :, c]
+        state = factor * state + update
     output = weights @ v + (q * b.exp()) @ torch.stack(states, 2)
     return output.view(batch, heads, length, -1)
 
@@ -75,9 +76,9 @@ def chunked_unsafe(q, k, v, g, scale, chunk=64):
     updates = inverse.transpose(-1, -2) @ v
     state = torch.zeros_like(updates[:, :, 0])
     states = []
-    for c in range(n):
+    for factor, update in zip(decay.unbind(2), updates.unbind(2)):
         states.append(state)
-        state = decay[:, :, c] * (state + updates[:, :, c])
+        state = factor * (state + update)
     output = weights @ v + q @ torch.stack(states, 2)
     return output.view(batch, heads, length, -1)
 
@@ -95,9 +96,9 @@ def chunked_scalar(q, k, v, g, scale, chunk=64):
     updates = (k * (last - b).exp().unsqueeze(-1)).transpose(-1, -2) @ v
     state = torch.zeros_like(updates[:, :, 0])
     states = []
-    for c in range(n):
+    for factor, update in zip(last.unsqueeze(-1).exp().unbind(2), updates.unbind(2)):
         states.append(state)
-        state = last[:, :, c, :, None].exp() * state + updates[:, :, c]
+        state = factor * state + update
     output = weights @ v + (q * b.exp().unsqueeze(-1)) @ torch.stack(states, 2)
     return output.view(batch, heads, length, -1)
 

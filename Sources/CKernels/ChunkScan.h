@@ -121,6 +121,9 @@ MARTLET_VECTOR static inline void exponentials(float* x, int64_t count) {
   for (int64_t i = 0; i < count; ++i) x[i] = fastExp(x[i]);
 }
 
+/// Whether a block that decays by `total` in all is an ordinary one: within e^±20.
+MARTLET_INLINE bool isOrdinary(float total) { return total >= 2.06e-9f && total <= 4.85e8f; }
+
 /// From the gates a[16, width] of a block: qFactor = scale A_i, kFactor = 1/A_j (ordinary block) or T/A_j, total = T.
 /// Returns whether the block is ordinary.
 MARTLET_VECTOR static inline bool decayFactors(
@@ -141,7 +144,7 @@ MARTLET_VECTOR static inline bool decayFactors(
     lanes(total + c) = after;
   }
   bool ordinary = true;
-  for (int64_t c = 0; c < width; ++c) ordinary &= total[c] >= 2.06e-9f && total[c] <= 4.85e8f;  // e^-20, e^20
+  for (int64_t c = 0; c < width; ++c) ordinary &= isOrdinary(total[c]);
   if (ordinary) {
     for (int64_t c = 0; c < width; c += 16) {
       const Lanes inverse = 1.0f / lanes(total + c);
@@ -167,12 +170,12 @@ MARTLET_VECTOR static inline void scaleRows(float* state, int64_t rows, int64_t 
   }
 }
 
-/// to[i, c] = from[i, c] + weight[i] * other[i, c] over 16 rows, `to` with leading dimension `ld`.
+/// to[i, c] = from[i, c] + weight[i] * other[i, c] over 16 rows, `from` without gaps.
 MARTLET_VECTOR static inline void addDiagonal(
-    const float* from, const float* weight, const float* other, int64_t width, float* to, int64_t ld) {
+    const float* from, const float* weight, const float* other, int64_t ldOther, int64_t width, float* to, int64_t ld) {
   for (int i = 0; i < 16; ++i)
     for (int64_t c = 0; c < width; c += 16)
-      lanes(to + i * ld + c) = lanes(from + i * width + c) + weight[i] * lanes(other + i * width + c);
+      lanes(to + i * ld + c) = lanes(from + i * width + c) + weight[i] * lanes(other + i * ldOther + c);
 }
 
 /// Takes the diagonal, times `scale`, out of a 16x16 tile with leading dimension 16.
@@ -288,19 +291,25 @@ MARTLET_VECTOR static inline void widenBFloat16(const uint16_t* from, int64_t co
   }
 }
 
-/// Copies rows `step` apart, times a factor, and asks for those `ahead` rows further on: heads inside tokens are short rows a long way
-/// apart, which the hardware's own prefetch doesn't follow.
-MARTLET_VECTOR static inline void copyRows(
-    const float* from, int64_t step, int64_t rows, int64_t width, float* to, int64_t ld, int64_t ahead, float factor = 1) {
+/// Copies rows `step` apart, times a factor a row (`factors[i * perRow]`), and asks for those `ahead` rows further on: heads inside tokens
+/// are short rows a long way apart, which the hardware's own prefetch doesn't follow.
+MARTLET_VECTOR static inline void copyWeightedRows(
+    const float* from, int64_t step, int64_t rows, int64_t width, float* to, int64_t ld, int64_t ahead, const float* factors, int64_t perRow) {
   const int64_t whole = width / 16 * 16;
   for (int64_t i = 0; i < rows; ++i, from += step, to += ld) {
     const uintptr_t next = reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(ahead * step) * sizeof(float);
+    const float factor = factors[i * perRow];
     for (int64_t c = 0; c < whole; c += 16) {
       __builtin_prefetch(reinterpret_cast<const void*>(next + sizeof(float) * c));
       lanes(to + c) = lanes(from + c) * factor;
     }
     for (int64_t c = whole; c < width; ++c) to[c] = from[c] * factor;
   }
+}
+
+static inline void copyRows(
+    const float* from, int64_t step, int64_t rows, int64_t width, float* to, int64_t ld, int64_t ahead, float factor = 1) {
+  copyWeightedRows(from, step, rows, width, to, ld, ahead, &factor, 0);
 }
 
 /// A view of [B, H, L, d] (or [B, H, L]: d = 1) with any strides but a last one of 1, read and written 16 rows at a time.
@@ -327,9 +336,15 @@ struct Rows {
   /// The same times `factor`, rows `ld` apart.
   void loadScaled(
       int64_t head, int64_t token, int64_t rows, float factor, float* to, int64_t ld, int64_t padded, int64_t ahead = kBlock) const {
+    loadWeighted(head, token, rows, &factor, to, ld, padded, ahead, 0);
+  }
+  /// The same times a factor a row.
+  void loadWeighted(
+      int64_t head, int64_t token, int64_t rows, const float* factors, float* to, int64_t ld, int64_t padded, int64_t ahead = kBlock,
+      int64_t perRow = 1) const {
     const char* from = row(head, token);
     if (type == at::kFloat) {
-      copyRows(reinterpret_cast<const float*>(from), tokenStep, rows, width, to, ld, ahead, factor);
+      copyWeightedRows(reinterpret_cast<const float*>(from), tokenStep, rows, width, to, ld, ahead, factors, perRow);
     } else {
       const int64_t step = rowBytes();
       for (int64_t i = 0; i < rows; ++i, from += step) {
@@ -339,7 +354,7 @@ struct Rows {
         } else {
           for (int64_t c = 0; c < width; ++c) line[c] = reinterpret_cast<const at::Half*>(from)[c];
         }
-        for (int64_t c = 0; c < width; ++c) line[c] *= factor;
+        for (int64_t c = 0; c < width; ++c) line[c] *= factors[i * perRow];
       }
     }
     if (padded > width)

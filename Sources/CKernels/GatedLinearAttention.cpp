@@ -36,6 +36,9 @@ enum class Gate { none, head, token, channel };
 /// Tokens between two saved states.
 constexpr int64_t kSpacing = 256;
 
+/// Blocks from one product of a state and its gradient to the next, from which one gate's running sum starts afresh.
+constexpr int64_t kAnchor = 2;
+
 /// Tokens of a head that a worker takes at a time.
 constexpr int64_t kStep = 4 * kSpacing;
 
@@ -51,11 +54,11 @@ MARTLET_VECTOR static void rowSums(
   }
 }
 
-MARTLET_VECTOR static void divideRows(
-    const float* from, int64_t padded, int64_t rows, const float* denominators, float* to, int64_t ld) {
-  for (int64_t i = 0; i < rows; ++i) {
+/// rows[i] /= denominators[i] over `count` columns (a multiple of 16).
+MARTLET_VECTOR static void divideRows(float* rows, int64_t ld, int64_t count, const float* denominators) {
+  for (int i = 0; i < kBlock; ++i) {
     const float inverse = 1.0f / denominators[i];
-    for (int64_t c = 0; c < padded; c += 16) lanes(to + i * ld + c) = lanes(from + i * padded + c) * inverse;
+    for (int64_t c = 0; c < count; c += 16) lanes(rows + i * ld + c) *= inverse;
   }
 }
 
@@ -84,40 +87,43 @@ MARTLET_VECTOR static void addOuter(const float* factor, int64_t rows, const flo
   for (int64_t r = 0; r < rows; ++r) lanes(tile + r * kBlock) += factor[r] * given;
 }
 
-/// sums[r] += columns[r, :] · row, `columns` of rows of 16.
-MARTLET_VECTOR static void addWeightedSums(const float* columns, int64_t rows, const float* row, float* sums) {
-  MARTLET_FAST_SUMS
-  for (int64_t r = 0; r < rows; ++r) {
-    float sum = 0;
-    MARTLET_SIMD
-    for (int i = 0; i < kBlock; ++i) sum += columns[r * kBlock + i] * row[i];
-    sums[r] += sum;
+/// sums += Σ_i weights[i] rows[i] over 16 rows of `width` columns (a multiple of 16).
+MARTLET_VECTOR static void addWeightedSum(const float* rows, int64_t ld, const float* weights, int64_t width, float* sums) {
+  for (int64_t c = 0; c < width; c += 16) {
+    Lanes sum = lanes(sums + c);
+    for (int i = 0; i < kBlock; ++i) sum += weights[i] * lanes(rows + i * ld + c);
+    lanes(sums + c) = sum;
   }
 }
 
-/// `gateGradient` of one gate for all channels: what the channels' running sums add up to, in double.
+/// `gateGradient` of one gate for all channels: what the channels' running sums add up to, in double. q and k with leading dimension
+/// `ld`, their rows to be multiplied by `queryFactor` and `keyFactor`; the block's 16 gates.
 MARTLET_VECTOR static void tokenGateGradient(
-    const float* q, const float* dq, const float* k, const float* dk, const float* gate, int64_t width, double* carry, float* dg) {
+    const float* q, const float* queryFactor, const float* dq, const float* k, const float* keyFactor, const float* dk, int64_t ld, int64_t width,
+    const float* gate, double* carry, float* dg) {
   MARTLET_FAST_SUMS
   double running = *carry;
   for (int i = 15; i >= 0; --i) {
     double sum = 0;
     MARTLET_SIMD
-    for (int64_t c = 0; c < width; ++c) {
-      const int64_t at = i * width + c;
-      sum += static_cast<double>(q[at]) * dq[at] - static_cast<double>(k[at]) * dk[at];
-    }
+    for (int64_t c = 0; c < width; ++c)
+      sum += queryFactor[i] * q[i * ld + c] * dq[i * width + c] - keyFactor[i] * k[i * ld + c] * dk[i * width + c];
     running += sum;
-    dg[i] = gate[i * width] > 0 ? static_cast<float>(running) : 0.0f;
+    dg[i] = gate[i] > 0 ? static_cast<float>(running) : 0.0f;
   }
   *carry = running;
 }
 
-MARTLET_VECTOR static void fillRows(const float* values, int64_t rows, int64_t width, float* to) {
-  for (int64_t i = 0; i < kBlock; ++i) {
-    const float value = i < rows ? fastExp(values[i]) : 1.0f;
-    for (int64_t c = 0; c < width; ++c) to[i * width + c] = value;
-  }
+/// The products a_1 ... a_i of a block's gates; returns the last of them, and whether it is within e^±20.
+MARTLET_INLINE bool runningProducts(const float* gate, float* products) {
+  float running = 1;
+  for (int i = 0; i < kBlock; ++i) products[i] = running *= gate[i];
+  return isOrdinary(running);
+}
+
+MARTLET_VECTOR static void fillRows(const float* values, int64_t width, float* to) {
+  for (int64_t i = 0; i < kBlock; ++i)
+    for (int64_t c = 0; c < width; ++c) to[i * width + c] = values[i];
 }
 
 MARTLET_VECTOR static void multiplyInto(float* x, const float* y, int64_t count) {
@@ -154,17 +160,24 @@ struct Problem {
   bool gated() const { return mode != Gate::none; }
 };
 
-/// One worker's tiles and its steps through a block. Only gated rows stand in q_ and k_ beside their weighted forms qw_ and kw_.
+/// One worker's tiles and its steps through a block. Only rows gated by channels stand in q_ and k_ beside their weighted forms qw_ and kw_.
+///
+/// One gate for all channels is a factor a row. The state's own decay then stays a number beside it, its level: S = level Ŝ, which the
+/// rows' factors make up for, until it leaves e^±20.
 class Scan {
   const Problem& p_;
   const int64_t dk_, dv_, weights_;  // padded widths; leading dimension of a [16, dk | 16] tile
   Arena arena_;
   float *q_, *k_, *gate_, *qFactor_, *kFactor_, *total_, *slots_, *qw_, *kw_, *keyColumns_, *valueColumns_, *out_, *tile_;
   float *products_, *rowGradient_, *keyGradient_, *dg_, *work_, *carry_, *chunkQueryGradient_, *blockStates_;
+  float* gradients_;  // with denominators: kSpacing rows of the numerators' gradients, then the denominators'
   float diagonal_[kBlock];
+  float level_ = 1, gradientLevel_ = 1;  // of the state, of its gradient
+  // Of one gate: the block's gates, what q and k are multiplied by in qw_ and kw_, the inverse of that, and the gates' product.
+  float rowGate_[kBlock], rowQuery_[kBlock], rowKey_[kBlock], inverseQuery_[kBlock], inverseKey_[kBlock], rowTotal_ = 1;
+  float blockLevels_[kSpacing / kBlock];
   double crossing_ = 0;  // S ⊙ dS, summed over channels too
-  bool ordinary_ = true, ordinaryIn_[kSpacing / kBlock];
-  int64_t factorsFor_ = -1, factorHead_ = -1;
+  bool ordinary_ = true, byRow_ = false, ordinaryIn_[kSpacing / kBlock];
 
  public:
   float *state, *stateGradient;  // [dk + 16, dv], the last 16 rows the block's values (output gradients)
@@ -176,7 +189,7 @@ class Scan {
   explicit Scan(const Problem& p)
       : p_(p), dk_(p.paddedKey), dv_(p.paddedValue), weights_(dk_ + kBlock),
         arena_(slotCount(p) * slotFloats() + 16 * (7 * dk_ + 2 * weights_ + 4 * dv_ + 2 * weights_) + 2 * weights_ * (dv_ + 1) + 4 * dk_ + kSpacing * dk_ +
-               (oneGate(p) ? kSpacing / kBlock * dk_ * dv_ : 0) + 4096) {
+               (oneGate(p) ? kSpacing / kBlock / kAnchor * dk_ * dv_ : 0) + (p.normalised ? kSpacing * (dv_ + 1) : 0) + 4096) {
     const auto tile = [&](int64_t width) { return arena_.take(kBlock * width); };
     q_ = tile(dk_), k_ = tile(dk_), slots_ = arena_.take(slotCount(p) * slotFloats());
     rowGradient_ = tile(dk_), keyGradient_ = tile(dk_), dg_ = tile(dk_), keyColumns_ = tile(dk_);
@@ -187,15 +200,17 @@ class Scan {
     for (int64_t i = 0; i < weights_; ++i) keySums[i] = i < dk_ ? 0 : 1;
     work_ = arena_.take(dk_), carry_ = arena_.take(dk_);
     chunkQueryGradient_ = arena_.take(kSpacing * dk_);
-    blockStates_ = arena_.take(oneGate(p) ? kSpacing / kBlock * dk_ * dv_ : 0);
+    blockStates_ = arena_.take(oneGate(p) ? kSpacing / kBlock / kAnchor * dk_ * dv_ : 0);
+    gradients_ = arena_.take(p.normalised ? kSpacing * (dv_ + 1) : 0);
     use(0);
-    for (int64_t i = 0; i < kBlock * dk_; ++i) gate_[i] = 1;
   }
 
-  int64_t stateFloats() const { return weights_ * dv_; }
+  /// Room for 16 rows of values.
+  float* tile() { return out_; }
 
   /// [dk, columns] contiguous floats, or nothing for zeros, into a padded state.
   void loadState(const float* from, float* to) {
+    levelOf(to) = 1;
     std::memset(to, 0, sizeof(float) * dk_ * dv_);
     float* sums = sumsBeside(to);
     std::memset(sums, 0, sizeof(float) * dk_);
@@ -207,10 +222,9 @@ class Scan {
   }
   void storeState(const float* from, float* to) const {
     const float* sums = sumsBeside(from);
-    for (int64_t r = 0; r < p_.dk; ++r) {
-      std::memcpy(to + r * p_.columns, from + r * dv_, sizeof(float) * p_.dv);
-      if (p_.normalised) to[r * p_.columns + p_.dv] = sums[r];
-    }
+    copyRows(from, dv_, p_.dk, p_.dv, to, p_.columns, 0, from == state ? level_ : gradientLevel_);
+    if (p_.normalised)
+      for (int64_t r = 0; r < p_.dk; ++r) to[r * p_.columns + p_.dv] = sums[r];
   }
   /// Where gradients of the block's denominators are expected beside those of its outputs.
   float* denominatorGradients() const { return keySumGradients + dk_; }
@@ -224,7 +238,7 @@ class Scan {
       loadKey(head, t, rows);
       loadValue(head, t, rows, valuesOfState());
       advance();
-      if (p_.gated()) multiplyInto(decay, total_, p_.dk);
+      multiplyByTotal(decay);
     }
   }
 
@@ -234,17 +248,18 @@ class Scan {
     for (int64_t c = 0; c < p_.dk; ++c) decay[c] = 1;
     for (int64_t t = begin + (end - begin - 1) / kBlock * kBlock; t >= begin; t -= kBlock) {
       const int64_t rows = std::min(kBlock, end - t);
-      loadGate(head, t, rows);
+      loadGate(head, t, rows, true);
       loadQuery(head, t, rows);
       loadGradient(t, rows, gradientsOfState());
       transposeToColumns(qw_, weights_, dk_, keyColumns_);
-      if (p_.gated()) scaleRows(stateGradient, dk_, dv_, total_);
+      if (scalesState()) scaleRows(stateGradient, dk_, dv_, total_);
       updateGradient();
-      if (p_.gated()) multiplyInto(decay, total_, p_.dk);
+      multiplyByTotal(decay);
     }
   }
 
-  /// Outputs of tokens begin..<end, given to `emit(t, rows, tile)`; `save(t)` is called before every block.
+  /// Outputs of tokens begin..<end: `emit(t, rows, make)`, where `make(to, leading dimension)` writes 16 rows; `save(t)` is called before
+  /// every block.
   template <typename Save, typename Emit>
   void forward(int64_t head, int64_t begin, int64_t end, const Save& save, const Emit& emit) {
     for (int64_t t = begin; t < end; t += kBlock) {
@@ -261,9 +276,11 @@ class Scan {
       } else {
         decayingWeights(q_, k_, gate_, dk_, p_.scale, qw_ + dk_, weights_, 1, work_);
       }
-      product(kBlock, dv_, weights_, qw_, weights_, state, dv_, out_, dv_, false);
-      if (p_.normalised) rowSums(qw_, weights_, keySums, weights_, p_.eps, denominators);
-      emit(t, rows, out_);
+      if (p_.normalised) {
+        rowSums(qw_, weights_, keySums, weights_, p_.eps, denominators);
+        divideRows(qw_, weights_, weights_, denominators);
+      }
+      emit(t, rows, [&](float* to, int64_t ld) { product(kBlock, dv_, weights_, qw_, weights_, state, dv_, to, ld, false); });
       update();
     }
   }
@@ -276,19 +293,23 @@ class Scan {
       const Rows& keyGradient, const Rows& valueGradient, const Rows* gateGradients) {
     // Forwards again: dQ = dO Sᵀ and, inside the block, lower(dO Vᵀ) K. Transposed, [S; V] dOᵀ gives both first factors.
     // The gate's running sum starts afresh from S ⊙ dS at the end of these tokens. One gate for all channels sums what is left
-    // over channels (and, a head's one gate, over tokens) with much cancellation, so for it at the end of every block.
-    const bool anchorBlocks = gateGradients && oneGate(p_);
+    // over channels (and, a head's one gate, over tokens) with much cancellation, so for it at the end of every other block.
+    const bool anchors = gateGradients && oneGate(p_);
+    const auto isAnchor = [&](int64_t block, int64_t t) { return anchors && (block % kAnchor == kAnchor - 1 || t + kBlock >= end); };
+    const auto anchorState = [&](int64_t block) { return blockStates_ + block / kAnchor * dk_ * dv_; };
     for (int64_t t = begin; t < end; t += kBlock) {
       const int64_t rows = std::min(kBlock, end - t);
       float* dq = chunkQueryGradient_ + (t - begin) * dk_;
       const int64_t block = (t - begin) / kBlock;
-      if (!constant(p_)) use(block);
+      if (p_.mode == Gate::channel) use(block);
       loadGate(head, t, rows);
       ordinaryIn_[block] = ordinary_;
       loadKey(head, t, rows);
       loadValue(head, t, rows, valuesOfState());
-      loadGradient(t, rows, tile_);
-      transposeToColumns(tile_, dv_, dv_, valueColumns_);
+      float* gradients = p_.normalised ? gradients_ + (t - begin) * dv_ : tile_;
+      loadGradient(t, rows, gradients);
+      if (p_.normalised) std::memcpy(gradients_ + kSpacing * dv_ + t - begin, denominatorGradients(), sizeof(float) * kBlock);
+      transposeToColumns(gradients, dv_, dv_, valueColumns_);
       transposeToColumns(kw_, weights_, dk_, keyColumns_);
       float* weightGradient = products_ + dk_ * kBlock;  // [j, i]
       product(weights_, kBlock, dv_, state, dv_, valueColumns_, kBlock, products_, kBlock, false);
@@ -297,38 +318,47 @@ class Scan {
       if (p_.gated()) takeDiagonal(weightGradient, p_.scale, diagonal_);
       if (ordinary_) product(dk_, kBlock, kBlock, keyColumns_, kBlock, weightGradient, kBlock, products_, kBlock, true);
       if (p_.gated()) {
-        transposeToRows(products_, dk_, qFactor_, dq, dk_);
+        if (byRow_) transposeToWeightedRows(products_, kBlock, dk_, rowQuery_, dq);
+        else transposeToRows(products_, dk_, qFactor_, dq, dk_);
         if (!ordinary_) decayingQueryGradient(weightGradient, 1, kBlock, k_, gate_, dk_, p_.scale, dq, work_);
-        queryGradient.write(
-            head, t, rows, rowGradient_, dk_, [&](float* to, int64_t ld) { addDiagonal(dq, diagonal_, k_, dk_, to, ld); });
+        writeWithDiagonal(queryGradient, head, t, rows, dq, k_, kw_, inverseKey_);
       } else {
         writeTransposed(queryGradient, head, t, rows, p_.scale);
       }
       update();
-      if (anchorBlocks) std::memcpy(blockStates_ + block * dk_ * dv_, state, sizeof(float) * dk_ * dv_);
+      if (isAnchor(block, t)) {
+        std::memcpy(anchorState(block), state, sizeof(float) * dk_ * dv_);
+        blockLevels_[block] = level_;
+      }
     }
-    if (gateGradients && !anchorBlocks) rowProducts(state, stateGradient, dk_, dv_, carry_);
+    if (gateGradients && !anchors) rowProducts(state, stateGradient, dk_, dv_, carry_);
     // Backwards: with E the gradient of the state, dK = V Eᵀ + Q lower(dO Vᵀ), dV = [K | Pᵀ] [E; dO], E += Qᵀ dO.
     for (int64_t t = begin + (end - begin - 1) / kBlock * kBlock; t >= begin; t -= kBlock) {
       const int64_t rows = std::min(kBlock, end - t), block = (t - begin) / kBlock;
-      if (constant(p_)) {
-        loadGate(head, t, rows);
-      } else {
+      if (isAnchor(block, t)) {
+        rowProducts(anchorState(block), stateGradient, dk_, dv_, carry_);
+        crossing_ = 0;
+        for (int64_t c = 0; c < dk_; ++c) crossing_ += carry_[c];
+        crossing_ *= static_cast<double>(blockLevels_[block]) * gradientLevel_;
+      }
+      if (p_.mode == Gate::channel) {
         use(block);
         ordinary_ = ordinaryIn_[block];
+      } else {
+        loadGate(head, t, rows, true);
       }
       loadQuery(head, t, rows, -kBlock);
       loadKey(head, t, rows, -kBlock);
       loadValue(head, t, rows, tile_, -kBlock);
-      loadGradient(t, rows, gradientsOfState());
-      if (anchorBlocks) {
-        rowProducts(blockStates_ + block * dk_ * dv_, stateGradient, dk_, dv_, carry_);
-        crossing_ = 0;
-        for (int64_t c = 0; c < dk_; ++c) crossing_ += carry_[c];
+      if (p_.normalised) {
+        std::memcpy(gradientsOfState(), gradients_ + (t - begin) * dv_, sizeof(float) * kBlock * dv_);
+        std::memcpy(denominatorGradients(), gradients_ + kSpacing * dv_ + t - begin, sizeof(float) * kBlock);
+      } else {
+        loadGradient(t, rows, gradientsOfState());
       }
       transposeToColumns(qw_, weights_, dk_, keyColumns_);
       transposeToColumns(tile_, dv_, dv_, valueColumns_);
-      if (p_.gated() && ordinary_) scaleRows(stateGradient, dk_, dv_, total_);
+      if (scalesState() && ordinary_) scaleRows(stateGradient, dk_, dv_, total_);
       float* weightGradient = products_ + dk_ * kBlock;  // [i, j]
       product(weights_, kBlock, dv_, stateGradient, dv_, valueColumns_, kBlock, products_, kBlock, false);
       if (p_.normalised) addOuter(keySumGradients, weights_, keySums + dk_, products_);
@@ -346,15 +376,15 @@ class Scan {
         maskRows(head, t, rows, to, ld, dv_);
       });
       if (p_.gated()) {
-        transposeToRows(products_, dk_, kFactor_, keyGradient_, dk_);
+        if (byRow_) transposeToWeightedRows(products_, kBlock, dk_, rowKey_, keyGradient_);
+        else transposeToRows(products_, dk_, kFactor_, keyGradient_, dk_);
         if (!ordinary_) decayingKeyGradient(weightGradient, kBlock, 1, q_, gate_, dk_, p_.scale, keyGradient_, work_);
-        keyGradient.write(
-            head, t, rows, rowGradient_, dk_, [&](float* to, int64_t ld) { addDiagonal(keyGradient_, diagonal_, q_, dk_, to, ld); });
+        writeWithDiagonal(keyGradient, head, t, rows, keyGradient_, q_, qw_, inverseQuery_);
       } else {
         writeTransposed(keyGradient, head, t, rows, 1, true);
       }
       if (gateGradients) storeGateGradient(head, t, rows, chunkQueryGradient_ + (t - begin) * dk_, *gateGradients);
-      if (p_.gated() && !ordinary_) scaleRows(stateGradient, dk_, dv_, total_);
+      if (scalesState() && !ordinary_) scaleRows(stateGradient, dk_, dv_, total_);
       updateGradient();
     }
   }
@@ -366,9 +396,11 @@ class Scan {
       const int64_t rows = std::min(kBlock, end - t);
       loadGate(head, t, rows);
       loadQuery(head, t, rows);
-      product(kBlock, dv_, dk_, qw_, weights_, state, dv_, out_, dv_, false);
-      if (p_.normalised) rowSums(qw_, weights_, keySums, dk_, p_.eps, denominators);
-      emit(t, rows, out_);
+      if (p_.normalised) {
+        rowSums(qw_, weights_, keySums, dk_, p_.eps, denominators);
+        divideRows(qw_, weights_, dk_, denominators);
+      }
+      emit(t, rows, [&](float* to, int64_t ld) { product(kBlock, dv_, dk_, qw_, weights_, state, dv_, to, ld, false); });
     }
   }
 
@@ -399,10 +431,9 @@ class Scan {
   }
 
  private:
-  // A block's gates and the factors made of them. Backward keeps those of all its blocks for the way back.
-  static bool constant(const Problem& p) { return p.mode == Gate::none || p.mode == Gate::head; }
+  // A block's gates and the factors made of them. Backward keeps those of the channels' for the way back.
   static bool oneGate(const Problem& p) { return p.mode == Gate::head || p.mode == Gate::token; }
-  static int64_t slotCount(const Problem& p) { return constant(p) ? 1 : kSpacing / kBlock; }
+  static int64_t slotCount(const Problem& p) { return p.mode == Gate::channel ? kSpacing / kBlock : 1; }
   int64_t slotFloats() const { return (3 * kBlock + 1) * dk_; }
   void use(int64_t slot) {
     gate_ = slots_ + slot * slotFloats();
@@ -413,30 +444,68 @@ class Scan {
   float* valuesOfState() const { return state + dk_ * dv_; }
   float* gradientsOfState() const { return stateGradient + dk_ * dv_; }
 
-  void loadGate(int64_t head, int64_t t, int64_t rows) {
-    // A gate that doesn't vary in time gives the same factors in every full block.
-    if (constant(p_) && factorsFor_ == rows && factorHead_ == head) return;
-    factorsFor_ = rows, factorHead_ = head;
+  float& levelOf(const float* states) { return states == state ? level_ : gradientLevel_; }
+  bool scalesState() const { return p_.gated() && !byRow_; }
+
+  /// `ofGradient`: for a step of the state's gradient, back in time, and not of the state.
+  void loadGate(int64_t head, int64_t t, int64_t rows, bool ofGradient = false) {
+    if (!p_.gated()) return;
     if (p_.mode == Gate::channel) {
       p_.gate.load(head, t, rows, gate_, dk_);
       exponentials(gate_, kBlock * dk_);
-    } else if (p_.gated()) {
-      float values[kBlock];
-      for (int64_t i = 0; i < rows; ++i)
-        values[i] = p_.mode == Gate::head ? p_.headGate[head % p_.heads]
-                                          : *reinterpret_cast<const float*>(p_.gate.row(head, t + i));
-      fillRows(values, rows, dk_, gate_);
+      ordinary_ = decayFactors(gate_, dk_, p_.scale, qFactor_, kFactor_, total_);
+      return;
     }
-    ordinary_ = decayFactors(gate_, dk_, p_.scale, qFactor_, kFactor_, total_);
+    for (int64_t i = 0; i < kBlock; ++i)
+      rowGate_[i] = i >= rows                ? 0
+                    : p_.mode == Gate::head ? p_.headGate[head % p_.heads]
+                                             : *reinterpret_cast<const float*>(p_.gate.row(head, t + i));
+    exponentials(rowGate_, kBlock);
+    float running[kBlock];
+    byRow_ = ordinary_ = runningProducts(rowGate_, running);
+    rowTotal_ = running[kBlock - 1];
+    float& level = ofGradient ? gradientLevel_ : level_;
+    if (!byRow_ || !isOrdinary(level * rowTotal_)) settle(ofGradient ? stateGradient : state);
+    if (!byRow_) {
+      fillRows(rowGate_, dk_, gate_);
+      decayFactors(gate_, dk_, p_.scale, qFactor_, kFactor_, total_);
+      for (int64_t i = 0; i < kBlock; ++i) inverseQuery_[i] = inverseKey_[i] = 1;
+      return;
+    }
+    const float before = level;
+    level *= rowTotal_;
+    for (int64_t i = 0; i < kBlock; ++i) {
+      const float decay = ofGradient ? running[i] / level : running[i] * before;
+      rowQuery_[i] = p_.scale * decay;
+      rowKey_[i] = 1 / decay;
+      inverseQuery_[i] = p_.scale == 0 ? 0 : 1 / rowQuery_[i];
+      inverseKey_[i] = decay;
+    }
+  }
+
+  /// Multiplies a state, or its gradient, by its level.
+  void settle(float* states) {
+    float& level = levelOf(states);
+    if (level == 1) return;
+    for (int64_t i = 0; i < dk_ * dv_; i += 16) lanes(states + i) *= level;
+    level = 1;
+  }
+
+  void multiplyByTotal(float* decay) const {
+    if (byRow_)
+      for (int64_t c = 0; c < p_.dk; ++c) decay[c] *= rowTotal_;
+    else if (p_.gated()) multiplyInto(decay, total_, p_.dk);
   }
 
   void loadQuery(int64_t head, int64_t t, int64_t rows, int64_t ahead = kBlock) {
+    if (byRow_) return p_.query.loadWeighted(head, t, rows, rowQuery_, qw_, weights_, dk_, ahead);
     if (!p_.gated()) return p_.query.loadScaled(head, t, rows, p_.scale, qw_, weights_, dk_, ahead);
     p_.query.load(head, t, rows, q_, dk_, ahead);
     weighRows(q_, qFactor_, dk_, qw_, weights_);
   }
 
   void loadKey(int64_t head, int64_t t, int64_t rows, int64_t ahead = kBlock) {
+    if (byRow_) return p_.key.loadWeighted(head, t, rows, rowKey_, kw_, weights_, dk_, ahead);
     if (!p_.gated()) {
       p_.key.loadScaled(head, t, rows, 1, kw_, weights_, dk_, ahead);
       return maskRows(head, t, rows, kw_, weights_, dk_);
@@ -457,6 +526,17 @@ class Scan {
     });
   }
 
+  /// `from` with the tokens' own part, which the gates' gradient goes without: `diagonal_` times `other`, which by rows stands only in
+  /// `weighted`, times what `inverse` undoes.
+  void writeWithDiagonal(
+      const Rows& gradient, int64_t head, int64_t t, int64_t rows, const float* from, const float* other, const float* weighted, const float* inverse) {
+    if (byRow_)
+      for (int64_t i = 0; i < kBlock; ++i) diagonal_[i] *= inverse[i];
+    gradient.write(head, t, rows, rowGradient_, dk_, [&](float* to, int64_t ld) {
+      addDiagonal(from, diagonal_, byRow_ ? weighted : other, byRow_ ? weights_ : dk_, dk_, to, ld);
+    });
+  }
+
   void maskRows(int64_t head, int64_t t, int64_t rows, float* tile, int64_t ld, int64_t width) const {
     if (!p_.keep) return;
     const bool* keep = p_.keep + head / p_.heads * p_.length + t;
@@ -466,15 +546,15 @@ class Scan {
 
   /// The block's keys and values into the state; the keys' columns are in place.
   void update() {
-    if (p_.gated() && !ordinary_) scaleRows(state, dk_, dv_, total_);
+    if (scalesState() && !ordinary_) scaleRows(state, dk_, dv_, total_);
     product(dk_, dv_, kBlock, keyColumns_, kBlock, valuesOfState(), dv_, state, dv_, true);
-    if (p_.normalised) addWeightedSums(keyColumns_, dk_, keySums + dk_, keySums);
-    if (p_.gated() && ordinary_) scaleRows(state, dk_, dv_, total_);
+    if (p_.normalised) addWeightedSum(kw_, weights_, keySums + dk_, dk_, keySums);
+    if (scalesState() && ordinary_) scaleRows(state, dk_, dv_, total_);
   }
   /// The block's queries, whose columns are in place, and output gradients into the state's gradient.
   void updateGradient() {
     product(dk_, dv_, kBlock, keyColumns_, kBlock, gradientsOfState(), dv_, stateGradient, dv_, true);
-    if (p_.normalised) addWeightedSums(keyColumns_, dk_, denominatorGradients(), keySumGradients);
+    if (p_.normalised) addWeightedSum(qw_, weights_, denominatorGradients(), dk_, keySumGradients);
   }
   void advance() {
     transposeToColumns(kw_, weights_, dk_, keyColumns_);
@@ -488,7 +568,8 @@ class Scan {
       return;
     }
     float sums[kBlock];
-    tokenGateGradient(q_, dq, k_, keyGradient_, gate_, dk_, &crossing_, sums);
+    tokenGateGradient(
+        byRow_ ? qw_ : q_, inverseQuery_, dq, byRow_ ? kw_ : k_, inverseKey_, keyGradient_, byRow_ ? weights_ : dk_, dk_, rowGate_, &crossing_, sums);
     if (p_.mode == Gate::token) {
       gradients.store(head, t, rows, sums, 1);
     } else {
@@ -637,7 +718,7 @@ std::tuple<Tensor, Tensor, Tensor> gatedForward(const GatedInputs& in, double sc
           if (save && done % kSpacing == 0)
             scan.storeState(scan.state, saved.data_ptr<float>() + (task.saved + done / kSpacing) * p.stateSize());
         },
-        [&](int64_t t, int64_t rows, float* tile) { outRows.store(task.row, t, rows, tile, p.paddedValue); });
+        [&](int64_t t, int64_t rows, const auto& make) { outRows.write(task.row, t, rows, scan.tile(), p.paddedValue, make); });
     if (segment == segments.count - 1) scan.storeState(scan.state, leaving);
   });
   return {out, last, saved};
@@ -810,10 +891,9 @@ std::tuple<Tensor, Tensor, Tensor> normalisedForward(const NormalisedInputs& in,
     FlushDenormals flush;
     const int64_t head = chain / segments.count, segment = chain % segments.count;
     Scan& scan = workers[worker];
-    const auto emit = [&](int64_t t, int64_t rows, float* tile) {
+    const auto emit = [&](int64_t t, int64_t rows, const auto& make) {
       std::memcpy(bottom + head * p.length + t, scan.denominators, sizeof(float) * rows);
-      outRows.write(
-          head, t, rows, tile, p.paddedValue, [&](float* to, int64_t ld) { divideRows(tile, p.paddedValue, rows, scan.denominators, to, ld); });
+      outRows.write(head, t, rows, scan.tile(), p.paddedValue, make);
     };
     const auto [begin, end] = segments.range(segment, step, p.length);
     if (!causal) {

@@ -205,7 +205,7 @@ constexpr int64_t kAhead = 8;
 
 MARTLET_INLINE void askAhead(const TokenRows& rows, int64_t i, int64_t h) {
   const uintptr_t ahead = reinterpret_cast<uintptr_t>(rows.data) + static_cast<uintptr_t>(((i + kAhead) * rows.step + h * rows.width) * 4);
-  for (int64_t c = 0; c < rows.width; c += 16) __builtin_prefetch(reinterpret_cast<const void*>(ahead + static_cast<uintptr_t>(4 * c)), 0, 3);
+  for (int64_t c = 0; c < rows.width; c += 16) __builtin_prefetch(reinterpret_cast<const void*>(ahead + static_cast<uintptr_t>(4 * c)), 0, 2);
 }
 
 /// Factors of a row and head: one of `data` a token and head, `step` apart from head to head, or 1.

@@ -4,8 +4,6 @@ operations, each head's query a parameter. Every round keeps its tensors for the
 import torch
 from mixers import gla
 
-LENGTHS = (1024, 4096, 16384)
-
 
 def combine(a, b):
     m = torch.maximum(a[0], b[0])

@@ -1,5 +1,6 @@
 """DeltaNet as a PyTorch layer: the chunked WY form of flash-linear-attention's reference (fla/ops/delta_rule/naive.py), with the
-triangular solve in place of its loop over rows, and the layer's short convolutions, unit keys and norm."""
+triangular solve in place of its loop over rows and `unbind` in place of its indices (whose gradient takes time quadratic in the length),
+and the layer's short convolutions, unit keys and norm."""
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +25,10 @@ def delta_rule(q, k, v, beta):
     scores = (q @ k.transpose(-1, -2)).tril()
     state = q.new_zeros(batch, heads, width, v.shape[-1])
     outputs = []
-    for i in range(q.shape[2]):
-        change = u[:, :, i] - w[:, :, i] @ state
-        outputs.append(q[:, :, i] @ state + scores[:, :, i] @ change)
-        state = state + k[:, :, i].transpose(-1, -2) @ change
+    for q, k, u, w, scores in zip(*(x.unbind(2) for x in (q, k, u, w, scores))):
+        change = u - w @ state
+        outputs.append(q @ state + scores @ change)
+        state = state + k.transpose(-1, -2) @ change
     return torch.stack(outputs, 2).reshape(batch, heads, length, -1)
 
 
