@@ -10,8 +10,8 @@
 //
 // Measured on one core (Zen 5, dk = dv = 64, L = 4096, CPU time in the machine's quieter moments): forward 145 ns a token and
 // head without a gate and 180 with one a channel, 140 and 115 GFLOP/s; forward + backward 600 and 770 ns, 110 and 90 GFLOP/s;
-// these block products alone reach 240. On a Zen 3 with AVX2 (Benchmarks/family_kernels.py) 0.33 and 0.40 us, and 1.26 and 1.5 with
-// backward. Without a gate seven tenths of the samples are products and two tenths the copies of rows (some 2.3 KB a token and head). The rest is
+// these block products alone reach 240. On a Zen 3 with AVX2 (Benchmarks/family_kernels.py) 0.32 and 0.40 us, and 1.24 and 1.5 with
+// backward; with one gate for all channels 0.35 and 1.32. Without a gate seven tenths of the samples are products and two tenths the copies of rows (some 2.3 KB a token and head). The rest is
 // transposes, sums and the gates' factors.
 
 #include "ChunkScan.h"

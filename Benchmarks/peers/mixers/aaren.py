@@ -1,5 +1,5 @@
 """Aaren (Feng et al. 2024) as its paper gives it: the scan of Hillis & Steele over the triples (m, u, w), log2 L rounds of whole-tensor
-operations, each head's query a parameter. Every round keeps its tensors for the backward pass: 12 L D numbers a round."""
+operations, each head's query a parameter. The maxima don't take part in the gradient (they cancel), so no round keeps its tensors."""
 
 import torch
 from mixers import gla
