@@ -26,8 +26,8 @@ def chunk(u, delta, A, B, C, h):
 
 
 class RecomputedChunk(torch.autograd.Function):
-    """A chunk that is computed again in the backward pass. (torch.utils.checkpoint without reentrance kept all chunks' tensors until the
-    end of that pass: 37 MB each, 9.5 GB at 16k.)"""
+    """A chunk that is computed again in the backward pass. (torch.utils.checkpoint without reentrance keeps all chunks' tensors until the
+    end of that pass.)"""
 
     @staticmethod
     def forward(context, *inputs):
