@@ -10,8 +10,9 @@
 //
 // A step and filter cost 5 log2 n operations and 8 bytes of the kept spectrum in either direction; carrying a state of d numbers
 // instead costs 2 d, or what SystemStates.cpp makes of it where the filters change slowly. Measured with Benchmarks/family_kernels.py on
-// one core (Zen 3 with AVX2, 256 filters): 2.0 ns a step and filter forward and 4.2 with backward at 4k steps, 2.4 and 5.1 at 16k, 4.2
-// and 7.4 at 64k, where a spectrum leaves the second-level cache.
+// one core (Zen 3 with AVX2, 256 filters): 1.6 ns a step and filter forward and 3.6 with backward at 4k steps, 2.0 and 4.2 at 16k, 3.0
+// and 5.8 at 64k, where a row leaves the first-level cache and a spectrum the second. The kept spectra are asked for while the row
+// before them is transformed.
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -37,23 +38,22 @@ MARTLET_INLINE void fold(Quartet& sum, const Lanes& x) {
   sum = __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
 }
 
-/// Rows of F^-1(spectrum of filters times that of the signal), the signal in one lane of `signal`.
-MARTLET_VECTOR static void filterRows(const float* signal, int64_t lane, const float* filters, float* work, const RightAngle& plan) {
+/// Rows of F^-1(spectrum of filters times that of the signal, [points, 2]).
+MARTLET_VECTOR static void filterRows(const float* signal, const float* filters, float* work, const RightAngle& plan) {
 #pragma clang fp contract(fast)
   const int64_t count = plan.row.size;
   for (int64_t p = 0; p < plan.column.size; ++p) {
-    const float* const u = signal + p * plan.pitch + lane;
+    const float* const u = signal + 2 * p * count;
     const float* const k = filters + p * count * point;
     float* const y = work + p * plan.pitch;
-    for (int64_t i = 0; i < count * point; i += point) {
+    for (int64_t i = 0; i < count; ++i) {
       Complex value;
-      load(value, k + i);
-      const Lanes re = value.re * u[i] - value.im * u[i + lanes];
-      value.im = value.re * u[i + lanes] + value.im * u[i];
-      value.re = re;
-      store(y + i, value);
+      load(value, k + i * point);
+      rotate(value, u + 2 * i, 1.0f);
+      store(y + i * point, value);
     }
-    transformBackward(y, plan.row);
+    // The filters don't fit the second-level cache.
+    transformBackward(y, plan.row, asManyPoints(k + count * point, plan.row));
   }
 }
 
@@ -65,7 +65,7 @@ MARTLET_VECTOR static void correlateFilters(float* work, const float* filters, f
     float* const g = work + p * plan.pitch;
     const float* const k = filters + p * count * point;
     float* const row = sum + p * count * folded;
-    transformForward(g, plan.row);
+    transformForward(g, plan.row, asManyPoints(k, plan.row));
     for (int64_t i = 0; i < count; ++i) {
       Complex a, b;
       load(a, g + i * point);
@@ -82,12 +82,27 @@ MARTLET_VECTOR static void correlateFilters(float* work, const float* filters, f
   }
 }
 
-/// Rows begin..<end of a spectrum, in place or to rows without a gap.
-MARTLET_VECTOR static void forwardRows(float* work, float* packed, const RightAngle& plan, int64_t begin, int64_t end) {
+/// The rows of filters' spectra, to rows without a gap.
+MARTLET_VECTOR static void forwardRows(float* work, float* packed, const RightAngle& plan) {
+  for (int64_t p = 0; p < plan.column.size; ++p) {
+    float* const row = work + p * plan.pitch;
+    transformForward(row, plan.row);
+    std::memcpy(packed + p * plan.row.size * point, row, static_cast<size_t>(plan.row.size * point) * sizeof(float));
+  }
+}
+
+/// Rows begin..<end of signals' spectra, each of the first `count` lanes to its own [points, 2].
+MARTLET_VECTOR static void separateRows(float* work, int64_t count, float* spectra, const RightAngle& plan, int64_t begin, int64_t end) {
   for (int64_t p = begin; p < end; ++p) {
     float* const row = work + p * plan.pitch;
     transformForward(row, plan.row);
-    if (packed) std::memcpy(packed + p * plan.row.size * point, row, static_cast<size_t>(plan.row.size * point) * sizeof(float));
+    for (int64_t lane = 0; lane < count; ++lane) {
+      float* const to = spectra + 2 * (lane * plan.size + p * plan.row.size);
+      for (int64_t i = 0; i < plan.row.size; ++i) {
+        to[2 * i] = row[i * point + lane];
+        to[2 * i + 1] = row[i * point + lanes + lane];
+      }
+    }
   }
 }
 
@@ -145,7 +160,7 @@ at::Tensor filterSpectra(const at::Tensor& responses, int64_t length) {
     std::fill_n(at(0), taps * lanes, 0.0f);
     packTile(responses.data_ptr<float>() + first * responses.stride(0), responses.stride(0), responses.stride(1), count, taps, at(0));
     forwardColumns(Steps{at(0), lanes, taps}, *plan, at(1), at(2));
-    forwardRows(at(1), spectra.data_ptr<float>() + group * plan->size * point, *plan, 0, plan->column.size);
+    forwardRows(at(1), spectra.data_ptr<float>() + group * plan->size * point, *plan);
   });
   return spectra;
 }
@@ -181,21 +196,23 @@ at::Tensor filterBank(const at::Tensor& signal, const at::Tensor& spectra, int64
   // Pieces: 0 a spectrum, 1 columns, 2 the channels of the last group.
   Scratch scratch({plan.floats(), columnFloats(plan), filters % lanes ? length * lanes : 0});
   scratch.allocate(workerCount());
-  const at::Tensor transformed = inLargePages(at::empty({plan.floats()}, signal.options()));
+  const at::Tensor ofSignals = at::empty({std::min(batch, lanes), plan.size, 2}, signal.options());
   const at::Tensor packed = at::zeros({length, lanes}, signal.options());
-  float* const spectrum = transformed.data_ptr<float>();
   for (int64_t first = 0; first < batch; first += lanes) {
     // Sixteen signals of the batch are transformed at once.
     const int64_t count = std::min(lanes, batch - first);
     packTile(signal.data_ptr<float>() + first * signal.stride(0), signal.stride(0), signal.stride(1), count, length, packed.data_ptr<float>());
+    float* const work = scratch.piece(0, 0);
     overColumns(plan, [&](int64_t begin, int64_t end, int64_t worker) {
-      forwardColumns(Steps{packed.data_ptr<float>(), lanes, length}, plan, spectrum, scratch.piece(worker, 1), begin, end);
+      forwardColumns(Steps{packed.data_ptr<float>(), lanes, length}, plan, work, scratch.piece(worker, 1), begin, end);
     });
-    overRows(plan, [&](int64_t begin, int64_t end, int64_t) { forwardRows(spectrum, nullptr, plan, begin, end); });
+    overRows(plan, [&](int64_t begin, int64_t end, int64_t) {
+      separateRows(work, count, ofSignals.data_ptr<float>(), plan, begin, end);
+    });
     parallelTasks(bank.groups * count, [&](int64_t task, int64_t worker) {
       const int64_t group = task / count, lane = task % count, channels = std::min(lanes, filters - group * lanes);
       const auto at = [&](size_t index) { return scratch.piece(worker, index); };
-      filterRows(spectrum, lane, bank.group(group), at(0), plan);
+      filterRows(ofSignals.data_ptr<float>() + 2 * lane * plan.size, bank.group(group), at(0), plan);
       float* const to = output.data_ptr<float>() + (first + lane) * length * filters + group * lanes;
       const Steps target = channels == lanes ? Steps{to, filters, length} : Steps{at(2), lanes, length};
       backwardColumns(at(0), at(1), plan, target, Steps{}, nullptr);
@@ -227,21 +244,20 @@ at::Tensor filterBankBackward(const at::Tensor& gradient, const at::Tensor& spec
   for (int64_t first = 0; first < batch; first += lanes) {
     const int64_t count = std::min(lanes, batch - first);
     sums.zero_();
-    parallelTasks(count * pieces, [&](int64_t task, int64_t worker) {
-      const int64_t lane = task / pieces, piece = task % pieces;
+    const auto begin = [&](int64_t piece) { return bank.groups * piece / pieces; };
+    const auto steps = [&](int64_t chain) { return begin(chain % pieces + 1) - begin(chain % pieces); };
+    parallelChains(count * pieces, steps, [&](int64_t chain, int64_t step, int64_t worker) {
+      const int64_t lane = chain / pieces, group = begin(chain % pieces) + step, channels = std::min(lanes, filters - group * lanes);
       const auto at = [&](size_t index) { return scratch.piece(worker, index); };
-      for (int64_t group = bank.groups * piece / pieces; group < bank.groups * (piece + 1) / pieces; ++group) {
-        const int64_t channels = std::min(lanes, filters - group * lanes);
-        float* const from = gradient.data_ptr<float>() + (first + lane) * gradient.stride(0) + group * lanes * gradient.stride(2);
-        Steps source{from, gradient.stride(1), length};
-        if (!direct || channels < lanes) {
-          std::fill_n(at(2), length * lanes, 0.0f);
-          packTile(from, gradient.stride(2), gradient.stride(1), channels, length, at(2));
-          source = {at(2), lanes, length};
-        }
-        forwardColumns(source, plan, at(0), at(1));
-        correlateFilters(at(0), bank.group(group), sums.data_ptr<float>() + task * sumFloats, plan);
+      float* const from = gradient.data_ptr<float>() + (first + lane) * gradient.stride(0) + group * lanes * gradient.stride(2);
+      Steps source{from, gradient.stride(1), length};
+      if (!direct || channels < lanes) {
+        std::fill_n(at(2), length * lanes, 0.0f);
+        packTile(from, gradient.stride(2), gradient.stride(1), channels, length, at(2));
+        source = {at(2), lanes, length};
       }
+      forwardColumns(source, plan, at(0), at(1));
+      correlateFilters(at(0), bank.group(group), sums.data_ptr<float>() + chain * sumFloats, plan);
     });
     // The sums of the batch's signals, one a lane, go back together.
     float* const work = scratch.piece(0, 0);

@@ -46,38 +46,49 @@ constexpr int64_t point = 2 * lanes;  // floats a complex point of sixteen chann
 MARTLET_INLINE int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 
 typedef float Lanes __attribute__((vector_size(64)));
-struct Complex {
-  Lanes re, im;
+typedef float HalfLanes __attribute__((vector_size(32)));
+/// Complex numbers of sixteen lanes, or of eight of them.
+template <typename Vector>
+struct Complexes {
+  Vector re, im;
+  static constexpr int64_t count = sizeof(Vector) / sizeof(float);
 };
+using Complex = Complexes<Lanes>;
 
 MARTLET_INLINE void load(Lanes& value, const float* from) { std::memcpy(&value, from, sizeof value); }
 MARTLET_INLINE void store(float* to, const Lanes& value) { std::memcpy(to, &value, sizeof value); }
-MARTLET_INLINE void load(Complex& value, const float* from) {
-  load(value.re, from);
-  load(value.im, from + lanes);
+template <typename Vector>
+MARTLET_INLINE void load(Complexes<Vector>& value, const float* from) {
+  std::memcpy(&value.re, from, sizeof value.re);
+  std::memcpy(&value.im, from + lanes, sizeof value.im);
 }
-MARTLET_INLINE void store(float* to, const Complex& value) {
-  store(to, value.re);
-  store(to + lanes, value.im);
+template <typename Vector>
+MARTLET_INLINE void store(float* to, const Complexes<Vector>& value) {
+  std::memcpy(to, &value.re, sizeof value.re);
+  std::memcpy(to + lanes, &value.im, sizeof value.im);
 }
-MARTLET_INLINE void add(Complex& sum, const Complex& a, const Complex& b) {
+template <typename Vector>
+MARTLET_INLINE void add(Complexes<Vector>& sum, const Complexes<Vector>& a, const Complexes<Vector>& b) {
   sum.re = a.re + b.re;
   sum.im = a.im + b.im;
 }
-MARTLET_INLINE void subtract(Complex& difference, const Complex& a, const Complex& b) {
+template <typename Vector>
+MARTLET_INLINE void subtract(Complexes<Vector>& difference, const Complexes<Vector>& a, const Complexes<Vector>& b) {
   difference.re = a.re - b.re;
   difference.im = a.im - b.im;
 }
 /// a += (0, sign) * b
-MARTLET_INLINE void addRotated(Complex& sum, const Complex& a, const Complex& b, float sign) {
+template <typename Vector>
+MARTLET_INLINE void addRotated(Complexes<Vector>& sum, const Complexes<Vector>& a, const Complexes<Vector>& b, float sign) {
   sum.re = a.re - sign * b.im;
   sum.im = a.im + sign * b.re;
 }
-/// x *= (re + i sign im), the factor shared by the sixteen lanes.
-MARTLET_INLINE void rotate(Complex& x, const float* factor, float sign) {
+/// x *= (re + i sign im), the factor shared by the lanes.
+template <typename Vector>
+MARTLET_INLINE void rotate(Complexes<Vector>& x, const float* factor, float sign) {
 #pragma clang fp contract(fast)
   const float c = factor[0], s = sign * factor[1];
-  const Lanes re = x.re * c - x.im * s;
+  const Vector re = x.re * c - x.im * s;
   x.im = x.re * s + x.im * c;
   x.re = re;
 }
@@ -101,9 +112,19 @@ struct Stage {
   const float* twiddles;   // [sub][radix - 1] pairs (cos, -sin)
 };
 
+/// Whether a butterfly of sixteen lanes, eight vectors or more, has to take each in pieces.
+inline bool hasShortVectors() {
+#if defined(__x86_64__)
+  return !__builtin_cpu_supports("avx512f");
+#else
+  return true;
+#endif
+}
+
 /// A complex transform of size 2^a times 1, 3 or 5: radix 4 throughout, one odd (or 2) stage at the end.
 struct Transform {
-  int64_t size = 1, stageCount = 0;
+  int64_t size = 1, stageCount = 0, butterflies = 0;
+  bool halves = hasShortVectors();  // eight lanes at a time: a butterfly of sixteen needs more registers than there are
   Stage stage[32];
   std::vector<float> twiddles;
   std::vector<int64_t> frequency;  // of the value that decimation in frequency leaves at each position
@@ -129,6 +150,7 @@ struct Transform {
       // The digit that this stage makes is worth `size / block` in the frequency and `sub` in the position.
       for (int64_t p = 0; p < size; ++p) frequency[static_cast<size_t>(p)] += (p % block) / sub * (size / block);
       stage[stageCount++] = {radix, sub, nullptr};
+      butterflies += size / radix;
       block = sub;
     }
     for (size_t i = 0; i < offsets.size(); ++i) stage[i].twiddles = twiddles.data() + offsets[i];
@@ -137,15 +159,15 @@ struct Transform {
 };
 
 /// The discrete transform of `radix` points at x, x + step, ...; sign -1 forward (e^{-i...}), +1 backward.
-template <int radix>
-MARTLET_INLINE void butterfly(Complex (&v)[radix], float sign) {
+template <int radix, typename Vector>
+MARTLET_INLINE void butterfly(Complexes<Vector> (&v)[radix], float sign) {
 #pragma clang fp contract(fast)
   if constexpr (radix == 2) {
-    const Complex a = v[0];
+    const Complexes<Vector> a = v[0];
     add(v[0], a, v[1]);
     subtract(v[1], a, v[1]);
   } else if constexpr (radix == 3) {
-    Complex sum, difference, middle;
+    Complexes<Vector> sum, difference, middle;
     add(sum, v[1], v[2]);
     subtract(difference, v[1], v[2]);
     middle.re = v[0].re - 0.5f * sum.re;
@@ -155,7 +177,7 @@ MARTLET_INLINE void butterfly(Complex (&v)[radix], float sign) {
     addRotated(v[1], middle, difference, sign * s);
     addRotated(v[2], middle, difference, -sign * s);
   } else if constexpr (radix == 4) {
-    Complex t0, t1, t2, t3;
+    Complexes<Vector> t0, t1, t2, t3;
     add(t0, v[0], v[2]);
     subtract(t1, v[0], v[2]);
     add(t2, v[1], v[3]);
@@ -168,7 +190,7 @@ MARTLET_INLINE void butterfly(Complex (&v)[radix], float sign) {
     static_assert(radix == 5);
     const float c1 = 0.309016994374947424f, c2 = -0.809016994374947424f;
     const float s1 = 0.951056516295153572f, s2 = 0.587785252292473129f;
-    Complex a, b, p, q, m1, m2, r1, r2;
+    Complexes<Vector> a, b, p, q, m1, m2, r1, r2;
     add(a, v[1], v[4]);
     subtract(p, v[1], v[4]);
     add(b, v[2], v[3]);
@@ -190,51 +212,81 @@ MARTLET_INLINE void butterfly(Complex (&v)[radix], float sign) {
   }
 }
 
+/// Memory that is read next, of which a transform asks for three lines at every butterfly, so that it comes while the core computes.
+struct Ahead {
+  const float* at;
+  int64_t floats;  // a butterfly
+};
+/// As many points as the transform has; all of their lines where it is of radix 4.
+MARTLET_INLINE Ahead asManyPoints(const float* from, const Transform& transform) {
+  return {from, transform.butterflies ? (transform.size * point + transform.butterflies - 1) / transform.butterflies : 0};
+}
+struct NothingAhead {};
+MARTLET_INLINE void askFor(NothingAhead&) {}
+MARTLET_INLINE void askFor(Ahead& ahead) {
+#pragma clang loop unroll(full)
+  for (int64_t i = 0; i < 3; ++i) __builtin_prefetch(ahead.at + i * ahead.floats / 3, 0, 2);
+  ahead.at += ahead.floats;
+}
+
 /// One stage over `size` elements of `width` neighbouring points each, which share their twiddles.
-template <int radix, bool forward, int width>
-MARTLET_INLINE void runStage(float* x, int64_t size, const Stage& stage) {
+template <typename Vector, int radix, bool forward, int width, typename Next>
+MARTLET_INLINE void runStage(float* x, int64_t size, const Stage& stage, Next& ahead) {
   const int64_t sub = stage.sub, step = sub * width * point;
   const float* const twiddles = stage.twiddles;
   for (float* block = x; block < x + size * width * point; block += radix * step) {
     const float* twiddle = twiddles;
     for (int64_t j = 0; j < sub; ++j, twiddle += 2 * (radix - 1)) {
       for (int64_t r = 0; r < width; ++r) {
-        float* at = block + (j * width + r) * point;
-        Complex v[radix];
+        askFor(ahead);
+        for (int64_t lane = 0; lane < lanes; lane += Complexes<Vector>::count) {
+          float* at = block + (j * width + r) * point + lane;
+          Complexes<Vector> v[radix];
 #pragma clang loop unroll(full)
-        for (int q = 0; q < radix; ++q) load(v[q], at + q * step);
-        if constexpr (forward) butterfly<radix>(v, -1.0f);
-        if (sub > 1) {
+          for (int q = 0; q < radix; ++q) load(v[q], at + q * step);
+          if constexpr (forward) butterfly<radix>(v, -1.0f);
+          if (sub > 1) {
 #pragma clang loop unroll(full)
-          for (int q = 1; q < radix; ++q) rotate(v[q], twiddle + 2 * (q - 1), forward ? 1.0f : -1.0f);
+            for (int q = 1; q < radix; ++q) rotate(v[q], twiddle + 2 * (q - 1), forward ? 1.0f : -1.0f);
+          }
+          if constexpr (!forward) butterfly<radix>(v, 1.0f);
+#pragma clang loop unroll(full)
+          for (int q = 0; q < radix; ++q) store(at + q * step, v[q]);
         }
-        if constexpr (!forward) butterfly<radix>(v, 1.0f);
-#pragma clang loop unroll(full)
-        for (int q = 0; q < radix; ++q) store(at + q * step, v[q]);
       }
     }
   }
 }
 
-template <bool forward, int width>
-MARTLET_INLINE void runStage(float* x, int64_t size, const Stage& stage) {
+template <typename Vector, bool forward, int width, typename Next>
+MARTLET_INLINE void runStage(float* x, int64_t size, const Stage& stage, Next& ahead) {
   switch (stage.radix) {
-    case 2: return runStage<2, forward, width>(x, size, stage);
-    case 3: return runStage<3, forward, width>(x, size, stage);
-    case 4: return runStage<4, forward, width>(x, size, stage);
-    default: return runStage<5, forward, width>(x, size, stage);
+    case 2: return runStage<Vector, 2, forward, width>(x, size, stage, ahead);
+    case 3: return runStage<Vector, 3, forward, width>(x, size, stage, ahead);
+    case 4: return runStage<Vector, 4, forward, width>(x, size, stage, ahead);
+    default: return runStage<Vector, 5, forward, width>(x, size, stage, ahead);
   }
 }
 
+template <bool forward, int width, typename Next>
+MARTLET_INLINE void runStages(float* x, const Transform& transform, Next ahead) {
+  for (int64_t i = 0; i < transform.stageCount; ++i) {
+    const Stage& stage = transform.stage[forward ? i : transform.stageCount - 1 - i];
+    if (transform.halves)
+      runStage<HalfLanes, forward, width>(x, transform.size, stage, ahead);
+    else
+      runStage<Lanes, forward, width>(x, transform.size, stage, ahead);
+  }
+}
 /// In place, natural order to digit-reversed order.
-template <int width = 1>
-MARTLET_INLINE void transformForward(float* x, const Transform& transform) {
-  for (int64_t i = 0; i < transform.stageCount; ++i) runStage<true, width>(x, transform.size, transform.stage[i]);
+template <int width = 1, typename Next = NothingAhead>
+MARTLET_INLINE void transformForward(float* x, const Transform& transform, const Next& ahead = {}) {
+  runStages<true, width>(x, transform, ahead);
 }
 /// In place, digit-reversed order to natural order, without the factor 1/size.
-template <int width = 1>
-MARTLET_INLINE void transformBackward(float* x, const Transform& transform) {
-  for (int64_t i = transform.stageCount; i-- > 0;) runStage<false, width>(x, transform.size, transform.stage[i]);
+template <int width = 1, typename Next = NothingAhead>
+MARTLET_INLINE void transformBackward(float* x, const Transform& transform, const Next& ahead = {}) {
+  runStages<false, width>(x, transform, ahead);
 }
 
 // MARK: The right-angle transform in two passes

@@ -283,12 +283,12 @@ final class LegendreForms: @unchecked Sendable {
 
   // MARK: Transforms
 
-  /// By the times of either form on a core with AVX2: the transforms do some 30 operations a nanosecond, and wait for memory where a spectrum
+  /// By the times of either form on a core with AVX2: the transforms do some 36 operations a nanosecond, and wait for memory where a spectrum
   /// is larger than the second-level cache. They transform sixteen responses at once.
   func transformIsFaster(length: Int) -> Bool {
     let d = width
     let capacity = Double(Self.capacity(length))
-    let transforms = Double((d + 15) / 16 * 16) / Double(d) * (5 * log2(max(capacity, 2)) / 30 + (capacity > 16384 ? 1.5 : 0))
+    let transforms = Double((d + 15) / 16 * 16) / Double(d) * (5 * log2(max(capacity, 2)) / 36 + (capacity > 16384 ? 0.8 : 0))
     return lock.withLock { transforms < plan().cost }
   }
 
