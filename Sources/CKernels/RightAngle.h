@@ -664,6 +664,10 @@ MARTLET_VECTOR static void unpackTile(const float* packed, int64_t channels, int
     for (int64_t c = 0; c < channels; ++c) to[c * channelStride + l * timeStride] = packed[l * lanes + c];
 }
 
+/// Steps that are asked for before they are packed or unpacked: where sixteen channels are some of many, a step is a line of memory whose
+/// neighbour is far away.
+constexpr int64_t stepsAhead = 32;
+
 /// rows[c][l] = from[c * channelStride + l * timeStride], each row padded with zeros to a multiple of sixteen steps.
 MARTLET_VECTOR static void packRows(const float* from, int64_t channelStride, int64_t timeStride, int64_t channels, int64_t length,
                                     float* rows, int64_t pitch) {
@@ -671,6 +675,8 @@ MARTLET_VECTOR static void packRows(const float* from, int64_t channelStride, in
   if (channelStride == 1 && channels == lanes)
     for (; l + 16 <= length; l += 16) {
       Lanes v[16];
+#pragma clang loop unroll(full)
+      for (int i = 0; i < 16; ++i) __builtin_prefetch(from + (l + stepsAhead + i) * timeStride, 0, 2);
 #pragma clang loop unroll(full)
       for (int i = 0; i < 16; ++i) load(v[i], from + (l + i) * timeStride);
       transpose(v);
@@ -690,6 +696,8 @@ MARTLET_VECTOR static void unpackRows(const float* rows, int64_t pitch, int64_t 
   if (channelStride == 1 && channels == lanes)
     for (; l + 16 <= length; l += 16) {
       Lanes v[16];
+#pragma clang loop unroll(full)
+      for (int i = 0; i < 16; ++i) __builtin_prefetch(to + (l + stepsAhead + i) * timeStride, 1, 2);
 #pragma clang loop unroll(full)
       for (int c = 0; c < 16; ++c) load(v[c], rows + c * pitch + l);
       transpose(v);

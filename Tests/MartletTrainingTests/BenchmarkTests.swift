@@ -91,6 +91,22 @@ import Testing
     #expect(report.markdown().contains("Compiled failed: RuntimeError: no \\| compiler"))
   }
 
+  @Test func whatAPeerCannotRecordLeavesItsTimeAndOurMemory() throws {
+    let script = Self.answering.replacingOccurrences(of: "{\"bytes\": 1000000}", with: "{\"error\": \"MemoryError: too long\"}")
+    let rows = try withPeer(script) {
+      try BenchmarkRunner(secondsPerRun: 0.001).run([addition([.init("add", "Shell")])], peer: $0, limits: limits)
+    }
+    try #require(rows.map(\.unit) == ["s", "bytes"])
+    #expect(rows[0].ratio != nil && rows[0].note == nil)
+    #expect(rows[1].peer == nil && rows[1].ratio == nil && rows[1].note == "MemoryError: too long")
+    // Nor does one that ends there.
+    let ended = try withPeer(script.replacingOccurrences(of: "echo '{\"error\": \"MemoryError: too long\"}'", with: "exit 0")) {
+      try BenchmarkRunner(secondsPerRun: 0.001).run([addition([.init("add", "Shell")])], peer: $0, limits: limits)
+    }
+    try #require(ended.map(\.unit) == ["s", "bytes"])
+    #expect(ended[1].note?.contains("ended") == true)
+  }
+
   @Test func peersThatCannotWorkSayWhatToDo() {
     let without = message("echo '{\"error\": \"sh has no torch\"}'")
     #expect(without.contains("sh has no torch") && without.contains("pip install torch"), "\(without)")
@@ -110,9 +126,9 @@ import Testing
 
   @Test func lightCasesRun() throws {
     for benchmark in BenchmarkCase.selected(["gpt-tiny", "perceptron", "additions", "L64 d16", "after 256"], heavy: false) {
-      let call = try benchmark.setup()
-      try call()
-      try call()
+      let prepared = try benchmark.prepare()
+      try prepared.call()
+      try prepared.call()
     }
   }
 }

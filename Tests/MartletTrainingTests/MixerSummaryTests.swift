@@ -45,6 +45,16 @@ import Testing
     #expect(MixerSummary([]).markdown().isEmpty)
   }
 
+  @Test func aStateIsNotACallsMemory() {
+    var state = row("gla", 1024, 66e3, unit: "bytes", group: BenchmarkCase.stepGroup)
+    let token = row("gla", 1024, 1e-4, group: BenchmarkCase.stepGroup)
+    #expect(MixerSummary([token, state]).series[0].stateBytes.isEmpty)
+    state.isState = true
+    let summary = MixerSummary([token, state, row("gla", 1024, 1e3, unit: "bytes", group: BenchmarkCase.stepGroup)])
+    #expect(summary.series[0].stateBytes == [1024: 66e3])
+    #expect(summary.markdown().contains("| gla | 66.0 kB |"), "\(summary.markdown())")
+  }
+
   @Test func whatWasNotMeasuredIsNotClaimed() {
     let operators = [
       row("gla", 1024, 1e-3, group: BenchmarkCase.operatorGroup, ratio: 3),

@@ -41,8 +41,19 @@ public struct BenchmarkCase: Sendable {
   public var work: @Sendable () -> Work?
   /// Takes seconds a call or gigabytes of memory: left out of quick runs.
   public var isHeavy: Bool
-  /// Makes the inputs and returns the call to be timed.
-  public var setup: @Sendable () throws -> () throws -> Void
+  /// Makes the inputs and returns what is to be measured.
+  public var prepare: @Sendable () throws -> Prepared
+
+  /// The call to be timed and, for a step of a recurrent mixer, the bytes of the state that it starts from.
+  public struct Prepared {
+    public var call: () throws -> Void
+    public var stateBytes: Int?
+
+    public init(stateBytes: Int? = nil, call: @escaping () throws -> Void) {
+      self.call = call
+      self.stateBytes = stateBytes
+    }
+  }
 
   public init(
     _ name: String, group: String, point: Point? = nil, peers: [Peer] = [], work: @autoclosure @escaping @Sendable () -> Work? = nil,
@@ -55,6 +66,6 @@ public struct BenchmarkCase: Sendable {
     self.peers = peers
     self.work = work
     self.isHeavy = isHeavy
-    self.setup = setup
+    prepare = { Prepared(call: try setup()) }
   }
 }

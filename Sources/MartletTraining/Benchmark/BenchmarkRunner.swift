@@ -33,6 +33,8 @@ public struct BenchmarkRow: Codable, Sendable {
   public var peerName: String?
   /// "s" or "bytes".
   public var unit: String
+  /// The bytes are those of a recurrent mixer's state, not of a call.
+  public var isState = false
   public var ratio: Ratio?
   public var rate: Rate?
   /// Why there is no peer's figure, where one was expected.
@@ -40,6 +42,7 @@ public struct BenchmarkRow: Codable, Sendable {
 
   enum CodingKeys: String, CodingKey {
     case name, group, point, ours, peer, unit, ratio, rate, note
+    case isState = "is_state"
     case peerName = "peer_name"
   }
 }
@@ -83,7 +86,8 @@ public struct BenchmarkRunner {
   }
 
   private func measure(_ benchmark: BenchmarkCase, peer: PeerProcess?, limits: MachineLimits) throws -> [BenchmarkRow] {
-    let call = try benchmark.setup()
+    let prepared = try benchmark.prepare()
+    let call = prepared.call
     func ours(_ count: Int) throws -> Double { try elapsed { for _ in 0..<count { try call() } } / Double(count) }
     _ = try ours(1)
     let count = calls(try ours(1))
@@ -104,9 +108,13 @@ public struct BenchmarkRunner {
       }
     }
 
+    let stateRow = prepared.stateBytes.map {
+      BenchmarkRow(
+        name: benchmark.name + ", state", group: benchmark.group, point: benchmark.point, ours: Double($0), unit: "bytes", isState: true)
+    }
     guard let peer, !benchmark.peers.isEmpty else {
       let alone = row(try (0..<rounds).map { _ in try ours(count) })
-      return [alone] + [memoryRow()].compactMap { $0 }
+      return [alone] + [memoryRow(), stateRow].compactMap { $0 }
     }
     var rows: [BenchmarkRow] = []
     for other in benchmark.peers {
@@ -126,22 +134,27 @@ public struct BenchmarkRunner {
         line.ratio = .init(zip(theirs, mine).map { $0 / $1 })
         rows.append(line)
         if var line = memoryRow(), let bytes = memory {
-          let otherBytes = try peer.peakBytes()
-          line.peer = Double(otherBytes)
           line.peerName = other.label
-          // A call that allocates nothing has no ratio.
-          line.ratio = bytes > 0 && otherBytes > 0 ? .init([Double(otherBytes) / Double(bytes)]) : nil
+          do {
+            let otherBytes = try peer.peakBytes()
+            line.peer = Double(otherBytes)
+            // A call that allocates nothing has no ratio.
+            line.ratio = bytes > 0 && otherBytes > 0 ? .init([Double(otherBytes) / Double(bytes)]) : nil
+          } catch let error as PeerError {
+            line.note = error.description
+          }
           rows.append(line)
         }
-        try peer.release()
+        // One that ended says so when the next case is selected.
+        try? peer.release()
       } catch let error as PeerError {
         var line = row(try (0..<rounds).map { _ in try ours(count) })
         line.peerName = other.label
         line.note = error.description
-        rows.append(line)
+        rows += [line, memoryRow()].compactMap { $0 }
       }
     }
-    return rows
+    return rows + [stateRow].compactMap { $0 }
   }
 
   /// Fewer pairs where the peer's call takes so long that they would take more than half a minute together; at least one.

@@ -185,7 +185,7 @@ extension BenchmarkCase {
 
   private static func stepCase(_ kind: MixerKind, context: Int) -> BenchmarkCase {
     let name = "\(kind.name) layer, one token after \(Figure.length(context)), D\(layerSite.width) H\(layerSite.heads)"
-    return BenchmarkCase(
+    var step = BenchmarkCase(
       name, group: stepGroup, point: .init(kind.name, context),
       peers: kind.name != "softmax"
         ? []
@@ -195,7 +195,8 @@ extension BenchmarkCase {
             "PyTorch attention with a cache")
         ],
       isHeavy: context > 1024
-    ) {
+    ) { {} }
+    step.prepare = {
       guard let mixer = try layer(kind, length: context) as? any RecurrentMixer else { fatalError("\(kind.name) isn't recurrent") }
       mixer.eval()
       let generator = RandomGenerator(seed: 0)
@@ -228,11 +229,12 @@ extension BenchmarkCase {
         return state
       }
       let token = Tensor.randomNormal([1, layerSite.width], generator: generator)
-      return {
+      return .init(stateBytes: mixer.anyStateBytes(state)) {
         // Every call continues from the same length.
         var next = state
         withoutGradient { _ = mixer.stepAny(token, &next) }
       }
     }
+    return step
   }
 }

@@ -12,6 +12,8 @@ public struct MixerSummary: Sendable {
     public var ratios: [Int: Double] = [:]
     public var operatorRatios: [Int: Double] = [:]
     public var tokenSeconds: [Int: Double] = [:]
+    /// Of the state after a context.
+    public var stateBytes: [Int: Double] = [:]
   }
 
   /// In the order of the rows.
@@ -37,6 +39,7 @@ public struct MixerSummary: Sendable {
       case (BenchmarkCase.layerGroup, _): series[place].bytes[point.length] = row.ours
       case (BenchmarkCase.stepGroup, "s"):
         if series[place].tokenSeconds[point.length] == nil { series[place].tokenSeconds[point.length] = row.ours }
+      case (BenchmarkCase.stepGroup, _) where row.isState: series[place].stateBytes[point.length] = row.ours
       default: break
       }
     }
@@ -111,6 +114,14 @@ public struct MixerSummary: Sendable {
       for one in series where !one.tokenSeconds.isEmpty {
         let growth = one.tokenSeconds[contexts[0]].flatMap { first in one.tokenSeconds[contexts.last!].map { $0 / first } }
         text += row([one.name] + contexts.map { cell(one.tokenSeconds[$0], Figure.seconds) } + [cell(growth, times)])
+      }
+      if series.contains(where: { !$0.stateBytes.isEmpty }) {
+        text += "\nAnd the state that a layer keeps of the context, for one sequence:\n\n"
+        text += row(["mixer"] + contexts.map { "after \(Figure.length($0))" })
+        text += row(["---"] + Array(repeating: "---:", count: contexts.count))
+        for one in series where !one.stateBytes.isEmpty {
+          text += row([one.name] + contexts.map { cell(one.stateBytes[$0], Figure.bytes) })
+        }
       }
     }
     return text
