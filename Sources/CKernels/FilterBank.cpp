@@ -10,8 +10,8 @@
 //
 // A step and filter cost 5 log2 n operations and 8 bytes of the kept spectrum in either direction; carrying a state of d numbers
 // instead costs 2 d, or what SystemStates.cpp makes of it where the filters change slowly. Measured with Benchmarks/family_kernels.py on
-// one core (Zen 3 with AVX2, 256 filters): 1.6 ns a step and filter forward and 3.6 with backward at 4k steps, 2.0 and 4.2 at 16k, 3.0
-// and 5.8 at 64k, where a row leaves the first-level cache and a spectrum the second. The kept spectra are asked for while the row
+// one core (Zen 3 with AVX2, 256 filters, the least of three runs): 1.5 ns a step and filter forward and 3.5 with backward at 4k steps, 2.0 and
+// 4.2 at 16k, 2.9 and 5.7 at 64k, where a row leaves the first-level cache and a spectrum the second. The kept spectra are asked for while the row
 // before them is transformed.
 
 #include <ATen/ATen.h>

@@ -10,8 +10,8 @@
 // at 4k steps, sixteen channels in the second-level cache, which is what butterflies of half-fused additions can reach. Beyond, those sixteen
 // streamed through the shared cache four times, and scratch and results of more than 32 MiB cost a page fault every 4 KiB at every call
 // (half of the time at 256k steps on a virtual machine): hence phases, scratch that is kept, and large pages. Forward, and with backward,
-// ns a step and channel on one Zen 3 core with AVX2 (Benchmarks/family_kernels.py): 4.1 and 13 at 4k, 6.0 and 18 at 16k, 7 and 20 at 64k,
-// 8 and 23 at 256k (without these, in medians: 10 and 58 at 64k, 27 and 69 at 256k).
+// ns a step and channel on one Zen 3 core with AVX2 (Benchmarks/family_kernels.py, the least of three runs): 4.1 and 13 at 4k, 6.0 and 18 at
+// 16k, 6.9 and 20 at 64k, 7.4 and 23 at 256k (without these, in medians: 10 and 58 at 64k, 27 and 69 at 256k).
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>

@@ -13,8 +13,8 @@
 //
 // Operations a position and state: 4 r for the product, 2 r d / C for M_i A m_before, r (C+1) / d for v; backward as many. The matrices of
 // the last two, and of their gradients, come in strips of sixteen columns one after another, which the block product reads as they lie.
-// Measured with Benchmarks/family_kernels.py on one core (Zen 3 with AVX2), that memory: 2.0 ns a position and state forward and 4.0 with
-// backward, where in the same run the transforms of FilterBank.cpp took 3.0 and 5.8. Two thirds of the forward pass
+// Measured with Benchmarks/family_kernels.py on one core (Zen 3 with AVX2), that memory: 2.0 ns a position and state forward and 3.9 with
+// backward, where in the same run the transforms of FilterBank.cpp took 2.9 and 5.9. Two thirds of the forward pass
 // are products, most of the rest first touches of the result.
 
 #include <ATen/ATen.h>
